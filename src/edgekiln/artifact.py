@@ -1,0 +1,183 @@
+"""Artifact directories: immutable, complete when visible, with a manifest and checksums of every file."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from edgekiln.errors import MachineError, StepError, UsageError
+
+MANIFEST: Final = "manifest.json"
+CHECKSUMS: Final = "SHA256SUMS"
+MANIFEST_SCHEMA: Final = "edgekiln.manifest/1"
+
+
+class _Value(BaseModel):
+    """A frozen part of a manifest; readers ignore keys they do not know."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class FileEntry(_Value):
+    """One file of an artifact."""
+
+    path: str = Field(description="Path relative to the artifact directory, with forward slashes.")
+    size: int = Field(ge=0, description="Bytes.")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class CheckpointEntry(_Value):
+    """The checkpoint that the artifact was made from."""
+
+    name: str | None = Field(description="Hub id or name of the embedded checkpoint; null for a local directory.")
+    revision: str | None = Field(description="Resolved Hub commit; null for a local directory.")
+    identity: str = Field(description="sha256 over the names and sha256 of the checkpoint's files.")
+    model_type: str
+    weights: int = Field(description="Number of stored weights; a tied head counts once.")
+
+
+class SchemeEntry(_Value):
+    """What was asked for, and the settings it resolved to."""
+
+    requested: str = Field(description="Precision as asked for, e.g. int4.")
+    precision: str = Field(description="Precision after the target's mapping, e.g. q4_k_m.")
+    group_size: int | None = None
+    symmetric: bool | None = None
+    embedding_precision: str | None = None
+    head_precision: str | None = None
+
+
+class TensorEntry(_Value):
+    """One tensor of the artifact."""
+
+    name: str = Field(description="Name in the artifact.")
+    sources: tuple[str, ...] = Field(description="Checkpoint tensors it was made from; empty for a computed one.")
+    shape: tuple[int, ...]
+    type: str = Field(description="Grid or float type that it lies in.")
+    nbytes: int = Field(ge=0, description="Bytes in the artifact; 0 when it shares another tensor's bytes.")
+    note: str | None = Field(default=None, description="Why it differs from what the scheme asked for.")
+
+
+class Manifest(_Value):
+    """manifest.json of an artifact: no time, no path, nothing that differs between two equal builds."""
+
+    schema_id: Literal["edgekiln.manifest/1"] = Field(default=MANIFEST_SCHEMA, alias="schema")
+    format: str
+    container_type: str = Field(description="What the container holds, e.g. 'MatMulNBits int4 g32 sym' or 'Q4_0'.")
+    checkpoint: CheckpointEntry
+    scheme: SchemeEntry
+    tools: dict[str, str] = Field(description="Versions of the tools and native libraries that touched the bytes.")
+    files: tuple[FileEntry, ...]
+    tensors: tuple[TensorEntry, ...]
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of all tensors, shared ones once."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+def sha256_file(path: Path) -> str:
+    """Return the sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def list_files(directory: Path) -> tuple[FileEntry, ...]:
+    """Return every file below `directory`, sorted by path."""
+    paths = sorted(p for p in directory.rglob("*") if p.is_file())
+    return tuple(
+        FileEntry(path=p.relative_to(directory).as_posix(), size=p.stat().st_size, sha256=sha256_file(p))
+        for p in paths
+    )
+
+
+def seal(directory: Path, manifest: Manifest) -> None:
+    """Write manifest.json and SHA256SUMS into a finished but not yet visible artifact directory."""
+    text = manifest.model_dump_json(indent=2, by_alias=True) + "\n"
+    (directory / MANIFEST).write_text(text, encoding="utf-8", newline="\n")
+    lines = [f"{entry.sha256}  {entry.path}\n" for entry in manifest.files]
+    lines.append(f"{sha256_file(directory / MANIFEST)}  {MANIFEST}\n")
+    (directory / CHECKSUMS).write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or directory to the disk where the system can."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_destination(out: Path) -> None:
+    """Refuse a destination that exists and is not an empty directory.
+
+    Raises:
+        UsageError: Something is there.
+    """
+    if out.is_dir() and not out.is_symlink() and not any(out.iterdir()):
+        return
+    if out.exists() or out.is_symlink():
+        raise UsageError(f"{out} exists already; artifacts are never overwritten: choose another --out or remove it")
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """Yield an empty directory that becomes `out` by one rename when the block succeeds, and vanishes otherwise.
+
+    Raises:
+        UsageError: `out` exists and is not an empty directory.
+        MachineError: The disk is full or cannot be written.
+    """
+    check_destination(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    except OSError as error:
+        raise MachineError(f"cannot write into {out.parent}: {error.strerror}; choose another --out") from None
+    try:
+        yield staging
+        for path in sorted(staging.rglob("*")):
+            _sync(path)
+        staging.chmod(0o755)
+        if out.is_dir():
+            out.rmdir()
+        staging.rename(out)
+        _sync(out.parent)
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise MachineError(f"the disk of {out.parent} is full; free space or choose another --out") from error
+        if error.errno in {errno.EEXIST, errno.ENOTEMPTY}:
+            raise StepError(f"{out} was made by another process meanwhile; nothing was overwritten") from error
+        raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old or the new content, never a part."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", newline="\n", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(file.name).chmod(0o644)
+        Path(file.name).replace(path)
+    except OSError as error:
+        raise MachineError(f"cannot write {path}: {error.strerror}; choose another --out") from None

@@ -1,0 +1,124 @@
+"""Grids and quantized rows: what quantizers produce and exporters pack.
+
+A *grid* says exactly which numbers a container can hold: a quantizer maps float rows onto it, an exporter packs
+the result without rounding anything, and dequantizing the finished file gives what the quantizer said. Both sides
+speak of grids only, so that a new algorithm works with every container and a new container with every algorithm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatDtype: TypeAlias = Literal["float32", "float16"]
+
+
+@dataclass(frozen=True)
+class IntegerGrid:
+    """value = (code - zero_point) · scale, with one scale per group of a row.
+
+    The rounding is that of ONNX Runtime's `quantize_matmul_4bits/8bits`, which define it.
+
+    Attributes:
+        bits: 4 or 8; codes are unsigned.
+        group_size: Weights of a row that share a scale; a row is padded to whole groups.
+        symmetric: The zero point is 2^(bits-1) throughout and is not stored.
+    """
+
+    bits: Literal[4, 8]
+    group_size: int
+    symmetric: bool
+
+    @property
+    def name(self) -> str:
+        """As reports and manifests name it."""
+        return f"int{self.bits} g{self.group_size} {'sym' if self.symmetric else 'asym'}"
+
+
+@dataclass(frozen=True)
+class CodebookGrid:
+    """value = codebook[code] · absmax: the sixteen NormalFloat values of QLoRA (arXiv:2305.14314), float32 absmax."""
+
+    codebook: Literal["nf4"]
+    group_size: int
+
+    @property
+    def name(self) -> str:
+        """As reports and manifests name it."""
+        return f"{self.codebook} g{self.group_size}"
+
+
+@dataclass(frozen=True)
+class BlockGrid:
+    """One of ggml's block types, defined by ggml's own quantizer.
+
+    Attributes:
+        ggml_type: Its name in `gguf.GGMLQuantizationType`: `Q4_0`, `Q6_K`, …
+    """
+
+    ggml_type: str
+
+    @property
+    def name(self) -> str:
+        """As reports and manifests name it."""
+        return self.ggml_type
+
+
+Grid: TypeAlias = IntegerGrid | CodebookGrid | BlockGrid
+
+
+@dataclass(frozen=True)
+class IntegerRows:
+    """Rows on an `IntegerGrid`.
+
+    Attributes:
+        grid: Their grid.
+        columns: Length of a row before padding.
+        codes: uint8 [rows, groups, group_size · bits / 8]; of two 4-bit codes the first is in the low nibble.
+        scales: float32 [rows, groups].
+        zero_points: uint8 [rows, groups], one per byte, or None on a symmetric grid.
+    """
+
+    grid: IntegerGrid
+    columns: int
+    codes: NDArray[np.uint8]
+    scales: NDArray[np.float32]
+    zero_points: NDArray[np.uint8] | None
+
+
+@dataclass(frozen=True)
+class CodebookRows:
+    """Rows on a `CodebookGrid`; blocks run over the row-major data.
+
+    Attributes:
+        grid: Their grid.
+        columns: Length of a row.
+        codes: uint8 [rows · columns / 2]; of two codes the first is in the high nibble, as in bitsandbytes.
+        absmax: float32 [rows · columns / group_size].
+    """
+
+    grid: CodebookGrid
+    columns: int
+    codes: NDArray[np.uint8]
+    absmax: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class BlockRows:
+    """Rows of ggml blocks.
+
+    Attributes:
+        grid: Their grid.
+        columns: Length of a row.
+        blocks: uint8 [rows, bytes per row].
+    """
+
+    grid: BlockGrid
+    columns: int
+    blocks: NDArray[np.uint8]
+
+
+QuantizedRows: TypeAlias = IntegerRows | CodebookRows | BlockRows
