@@ -97,8 +97,7 @@ def list_files(directory: Path) -> tuple[FileEntry, ...]:
     """Return every file below `directory`, sorted by path."""
     paths = sorted(p for p in directory.rglob("*") if p.is_file())
     return tuple(
-        FileEntry(path=p.relative_to(directory).as_posix(), size=p.stat().st_size, sha256=sha256_file(p))
-        for p in paths
+        FileEntry(path=p.relative_to(directory).as_posix(), size=p.stat().st_size, sha256=sha256_file(p)) for p in paths
     )
 
 

@@ -53,7 +53,9 @@ def fetch_snapshot(source: str, *, offline: bool) -> tuple[Path, str]:
             )
         )
     except RepositoryNotFoundError:
-        raise CheckpointError(f"the Hub has no repository {repository!r}, or it is private and HF_TOKEN is not set") from None
+        raise CheckpointError(
+            f"the Hub has no repository {repository!r}, or it is private and HF_TOKEN is not set"
+        ) from None
     except LocalEntryNotFoundError:
         if offline:
             raise MachineError(

@@ -103,7 +103,9 @@ def _wait(process: subprocess.Popen[bytes], name: str, limits: Limits, log: Path
         if time.monotonic() > deadline:
             raise StepError(f"{name} did not finish within {limits.seconds:g} s and was ended; its log is {log}")
         if limits.memory_bytes is not None and _tree_rss(process.pid) > limits.memory_bytes:
-            raise StepError(f"{name} used more than {limits.memory_bytes / 2**20:.0f} MiB and was ended; its log is {log}")
+            raise StepError(
+                f"{name} used more than {limits.memory_bytes / 2**20:.0f} MiB and was ended; its log is {log}"
+            )
         time.sleep(pause)
         pause = min(_POLL_SECONDS, pause * 2)
 
