@@ -1,0 +1,41 @@
+"""Quantizers: algorithms that map float rows onto grids. They know no tensor name and no file format.
+
+A new quantizer is one module, one test file and one line in `QUANTIZERS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from edgekiln.grids import CodebookGrid, Grid, IntegerGrid
+from edgekiln.quantizers.ggml import Ggml
+from edgekiln.quantizers.int4 import Int4
+from edgekiln.quantizers.int8 import Int8
+from edgekiln.quantizers.nf4 import Nf4
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edgekiln.grids import QuantizedRows
+    from edgekiln.quantizers.base import Quantizer
+
+QUANTIZERS: Mapping[str, Quantizer] = MappingProxyType({"int8": Int8(), "int4": Int4(), "nf4": Nf4(), "ggml": Ggml()})
+
+
+def quantizer_for(grid: Grid) -> Quantizer:
+    """Return the round-to-nearest quantizer of a grid."""
+    match grid:
+        case IntegerGrid(bits=bits):
+            return QUANTIZERS[f"int{bits}"]
+        case CodebookGrid(codebook=codebook):
+            return QUANTIZERS[codebook]
+        case _:
+            return QUANTIZERS["ggml"]
+
+
+def quantize(rows: NDArray[np.float32], grid: Grid) -> QuantizedRows:
+    """Return `rows`, float32 [rows, columns], on `grid`, rounded to nearest."""
+    return quantizer_for(grid).quantize(rows, grid)

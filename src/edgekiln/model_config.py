@@ -63,15 +63,15 @@ class ModelConfig:
     raw: Mapping[str, object]
 
 
-def read_json(path: Path) -> dict[str, object]:
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, object]:
     """Return the JSON object in `path`.
 
     Raises:
         CheckpointError: The file is missing, too large, or no JSON object.
     """
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path} has more than {MAX_JSON_BYTES} bytes, which no such file needs")
+        if path.stat().st_size > max_bytes:
+            raise CheckpointError(f"{path} has more than {max_bytes} bytes, which no such file needs")
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist; a checkpoint needs it") from None

@@ -1,0 +1,64 @@
+"""Foundry Local: an ORT GenAI directory with the `inference_model.json` that Foundry Local's cache asks for.
+
+The directory loads both ways: copied below a publisher folder of the model cache, or registered by its path.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from edgekiln.checkpoint import Checkpoint
+from edgekiln.errors import UnsupportedError
+from edgekiln.exporters.base import ExportPlan, Quantize
+from edgekiln.exporters.onnx import Onnx
+from edgekiln.scheme import Scheme
+
+INFERENCE_MODEL: Final = "inference_model.json"
+#: The turns of ChatML, which every Qwen chat template writes.
+_CHATML: Final = {
+    "system": "<|im_start|>system\n{Content}<|im_end|>",
+    "user": "<|im_start|>user\n{Content}<|im_end|>",
+    "assistant": "<|im_start|>assistant\n{Content}<|im_end|>",
+    "prompt": "<|im_start|>user\n{Content}<|im_end|>\n<|im_start|>assistant",
+}
+
+
+class FoundryLocal:
+    """Exporter of Foundry Local model directories."""
+
+    def __init__(self) -> None:
+        self._onnx = Onnx()
+        self.precisions: Mapping[str, str] = self._onnx.precisions
+
+    def plan(self, checkpoint: Checkpoint, scheme: Scheme) -> ExportPlan:
+        """Decide every tensor from metadata alone. See `Exporter.plan`."""
+        template = checkpoint.chat_template
+        if template is None or "<|im_start|>" not in template:
+            raise UnsupportedError(
+                f"{checkpoint.source} has no ChatML chat template, which Foundry Local needs to chat; "
+                "add chat_template.jinja to the checkpoint or export to onnx"
+            )
+        return replace(self._onnx.plan(checkpoint, scheme), format="foundry-local")
+
+    def write(self, checkpoint: Checkpoint, plan: ExportPlan, directory: Path, quantize: Quantize) -> None:
+        """Write the ONNX directory and inference_model.json. See `Exporter.write`."""
+        self._onnx.write(checkpoint, plan, directory, quantize)
+        document = {"Name": model_name(checkpoint, plan.scheme), "PromptTemplate": _CHATML}
+        text = json.dumps(document, indent=2) + "\n"
+        (directory / INFERENCE_MODEL).write_text(text, encoding="utf-8", newline="\n")
+
+    def tool_versions(self) -> Mapping[str, str]:
+        """Return the packages that touch the bytes."""
+        return self._onnx.tool_versions()
+
+
+def model_name(checkpoint: Checkpoint, scheme: Scheme) -> str:
+    """Return the name under which the catalogue lists the model: family, size and precision, the same everywhere."""
+    millions = checkpoint.weight_count / 1e6
+    size = f"{millions / 1000:.1f}b" if millions >= 100 else f"{millions:.1f}m"
+    return re.sub(r"[^a-z0-9.-]+", "-", f"{checkpoint.config.model_type}-{size}-{scheme.precision}-generic-cpu")

@@ -1,0 +1,97 @@
+"""Where the bytes of an ONNX artifact lie: the initializers of each planned tensor and their place in the data file.
+
+A logical weight becomes one to three initializers (codes, scales, zero points). A tied embedding is the head's codes
+under a second name and shape at the same place, so its bytes are written once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+from edgekiln.exporters.base import TensorPlan
+from edgekiln.grids import CodebookGrid, FloatDtype, Grid, IntegerGrid
+
+DATA_FILE: Final = "model.onnx.data"
+#: Computed from the configuration, not read from the checkpoint.
+ROTARY_TABLES: Final = ("model.rotary_emb.cos_cache", "model.rotary_emb.sin_cache")
+#: Kernels read whole cache lines, and a mapped file begins on a page.
+ALIGNMENT: Final = 64
+
+Role: TypeAlias = Literal["values", "codes", "scales", "zero_points", "absmax"]
+_ITEM_BYTES: Final[Mapping[str, int]] = {"uint8": 1, "float16": 2, "float32": 4}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One initializer.
+
+    Attributes:
+        role: What it holds.
+        dtype: `uint8`, `float16` or `float32`.
+        shape: Shape of the whole initializer.
+        offset: Position in the data file.
+    """
+
+    role: Role
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Length in bytes."""
+        return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A planned tensor with its initializers."""
+
+    plan: TensorPlan
+    parts: Mapping[Role, Part]
+
+
+def parts_of(storage: Grid | FloatDtype, shape: tuple[int, ...]) -> tuple[Part, ...]:
+    """Return the initializers that a tensor needs, without a place.
+
+    Shapes are those of MatMulNBits (codes [N, groups, bytes per group], scales [N, groups], zero points packed per
+    row) and MatMulBnb4 (flat codes and absmax).
+    """
+    match storage:
+        case "float16" | "float32":
+            return (Part("values", storage, shape),)
+        case IntegerGrid(bits, group_size, symmetric):
+            rows, columns = shape
+            groups = columns // group_size
+            codes = Part("codes", "uint8", (rows, groups, group_size * bits // 8))
+            scales = Part("scales", "float32", (rows, groups))
+            if symmetric:
+                return codes, scales
+            return codes, scales, Part("zero_points", "uint8", (rows, -(-groups * bits // 8)))
+        case CodebookGrid(_, group_size):
+            weights = math.prod(shape)
+            return Part("codes", "uint8", (weights // 2,)), Part("absmax", "float32", (weights // group_size,))
+        case _:
+            raise TypeError(f"an ONNX file does not hold {storage}")
+
+
+def stored_bytes(storage: Grid | FloatDtype, shape: tuple[int, ...]) -> int:
+    """Return the bytes of a tensor without alignment."""
+    return sum(part.nbytes for part in parts_of(storage, shape))
+
+
+def place(tensors: Iterable[TensorPlan], alignment: int = ALIGNMENT) -> dict[str, Placed]:
+    """Give every initializer its place in the data file, in the order of the plan."""
+    placed: dict[str, Placed] = {}
+    position = 0
+    for tensor in tensors:
+        parts: dict[Role, Part] = {}
+        for part in parts_of(tensor.storage, tensor.shape):
+            position = -(-position // alignment) * alignment
+            parts[part.role] = Part(part.role, part.dtype, part.shape, position)
+            position += part.nbytes
+        placed[tensor.name] = Placed(tensor, parts)
+    return placed

@@ -1,0 +1,116 @@
+"""Making one artifact: plan, write, manifest, and one rename that makes it visible."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from edgekiln import __version__
+from edgekiln.artifact import (
+    CheckpointEntry,
+    Manifest,
+    SchemeEntry,
+    TensorEntry,
+    check_destination,
+    list_files,
+    seal,
+    staged,
+)
+from edgekiln.checkpoint import EMBEDDED, Checkpoint
+from edgekiln.errors import UsageError
+from edgekiln.exporters import EXPORTERS
+from edgekiln.exporters.base import ExportPlan
+from edgekiln.hub import parse_hub_id
+from edgekiln.quantizers import quantize
+from edgekiln.scheme import Scheme
+
+
+def plan_export(checkpoint: Checkpoint, format_name: str, scheme: Scheme) -> ExportPlan:
+    """Decide every tensor of an artifact from metadata alone. See `Exporter.plan`."""
+    return EXPORTERS[format_name].plan(checkpoint, scheme)
+
+
+def write_artifact(checkpoint: Checkpoint, plan: ExportPlan, requested: str, directory: Path) -> Manifest:
+    """Write an artifact with its manifest and checksums into an empty, not yet visible directory.
+
+    Args:
+        checkpoint: The source.
+        plan: What `plan_export` decided.
+        requested: Precision as the user named it, before a target's mapping.
+        directory: Empty; see `edgekiln.artifact.staged`.
+
+    Raises:
+        StepError: The weights hold what cannot be exported.
+    """
+    exporter = EXPORTERS[plan.format]
+    exporter.write(checkpoint, plan, directory, quantize)
+    manifest = Manifest(
+        format=plan.format,
+        container_type=plan.container_type,
+        checkpoint=_checkpoint_entry(checkpoint),
+        scheme=_scheme_entry(plan.scheme, requested),
+        tools={"edgekiln": __version__, **_sorted(exporter.tool_versions())},
+        files=list_files(directory),
+        tensors=tuple(
+            TensorEntry(
+                name=tensor.name,
+                sources=tensor.sources,
+                shape=tensor.shape,
+                type=tensor.storage_name,
+                nbytes=tensor.nbytes,
+                note=tensor.note,
+            )
+            for tensor in plan.tensors
+        ),
+    )
+    seal(directory, manifest)
+    return manifest
+
+
+def export(checkpoint: Checkpoint, format_name: str, scheme: Scheme, out: Path) -> Manifest:
+    """Make one artifact at `out`; nothing is visible there before it is whole.
+
+    Raises:
+        UsageError: `out` exists, lies inside the checkpoint, or the scheme does not fit the shapes.
+        UnsupportedError: The container cannot hold what is asked.
+        StepError: The weights hold what cannot be exported.
+        MachineError: The disk is full or cannot be written.
+    """
+    check_outside(out, checkpoint)
+    check_destination(out)
+    plan = plan_export(checkpoint, format_name, scheme)
+    with staged(out) as directory:
+        return write_artifact(checkpoint, plan, scheme.precision, directory)
+
+
+def check_outside(out: Path, checkpoint: Checkpoint) -> None:
+    """Refuse a destination inside the checkpoint, which is never written to."""
+    if out.resolve().is_relative_to(checkpoint.directory.resolve()):
+        raise UsageError(f"{out} lies inside the checkpoint {checkpoint.directory}; choose another --out")
+
+
+def _sorted(values: Mapping[str, str]) -> dict[str, str]:
+    return dict(sorted(values.items()))
+
+
+def _checkpoint_entry(checkpoint: Checkpoint) -> CheckpointEntry:
+    """Describe the checkpoint without its place on this machine."""
+    public = checkpoint.source == EMBEDDED or (checkpoint.revision and parse_hub_id(checkpoint.source))
+    return CheckpointEntry(
+        name=checkpoint.source if public else None,
+        revision=checkpoint.revision,
+        identity=checkpoint.identity,
+        model_type=checkpoint.config.model_type,
+        weights=checkpoint.weight_count,
+    )
+
+
+def _scheme_entry(scheme: Scheme, requested: str) -> SchemeEntry:
+    return SchemeEntry(
+        requested=requested,
+        precision=scheme.precision,
+        group_size=scheme.group_size,
+        symmetric=scheme.symmetric,
+        embedding_precision=scheme.embedding_precision,
+        head_precision=scheme.head_precision,
+    )

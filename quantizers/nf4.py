@@ -1,0 +1,71 @@
+"""NF4: sixteen fixed values, quantiles of a normal distribution, scaled by the block's largest magnitude.
+
+Source: Dettmers et al., QLoRA (arXiv:2305.14314), appendix E. The kernel is that of ONNX Runtime's MatMulBnb4.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekiln.errors import UsageError
+from edgekiln.grids import CodebookGrid, CodebookRows, Grid, QuantizedRows
+
+#: `quant_type` of MatMulBnb4 that means NF4 (0 is FP4).
+BNB4_NF4: Final = 1
+
+#: The NF4 values in the order of their codes.
+NF4_VALUES: Final = np.array(
+    [
+        -1.0,
+        -0.6961928009986877,
+        -0.5250730514526367,
+        -0.39491748809814453,
+        -0.28444138169288635,
+        -0.18477343022823334,
+        -0.09105003625154495,
+        0.0,
+        0.07958029955625534,
+        0.16093020141124725,
+        0.24611230194568634,
+        0.33791524171829224,
+        0.44070982933044434,
+        0.5626170039176941,
+        0.7229568362236023,
+        1.0,
+    ],
+    np.float32,
+)
+
+
+class Nf4:
+    """Nearest NF4 value by `quantize_matmul_bnb4` of ONNX Runtime."""
+
+    def quantize(self, rows: NDArray[np.float32], grid: Grid) -> CodebookRows:
+        """Return `rows`, float32 [rows, columns], on `grid`.
+
+        Raises:
+            UsageError: The block size does not divide the columns.
+            TypeError: The grid is not NF4.
+        """
+        from onnxruntime.capi._pybind_state import quantize_matmul_bnb4
+
+        if not isinstance(grid, CodebookGrid):
+            raise TypeError(f"Nf4 quantizes onto nf4 grids, not {grid.name}")
+        count, columns = rows.shape
+        if columns % grid.group_size:
+            raise UsageError(f"group size {grid.group_size} does not divide rows of {columns} weights")
+        codes = np.zeros(rows.size // 2, np.uint8)
+        absmax = np.empty(rows.size // grid.group_size, np.float32)
+        quantize_matmul_bnb4(codes, np.ascontiguousarray(rows), absmax, grid.group_size, BNB4_NF4, count, columns)
+        return CodebookRows(grid, columns, codes, absmax)
+
+    def dequantize(self, quantized: QuantizedRows) -> NDArray[np.float32]:
+        """Return value · absmax, float32 [rows, columns]."""
+        if not isinstance(quantized, CodebookRows):
+            raise TypeError(f"Nf4 does not dequantize {type(quantized).__name__}")
+        codes = np.stack((quantized.codes >> 4, quantized.codes & 0x0F), axis=-1).reshape(-1)
+        blocks = NF4_VALUES[codes].reshape(-1, quantized.grid.group_size) * quantized.absmax[:, None]
+        return blocks.reshape(-1, quantized.columns)

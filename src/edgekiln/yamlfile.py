@@ -1,0 +1,479 @@
+"""YAML files that people edit: read within bounds, into plain data that remembers where everything stands.
+
+The syntax is YAML 1.2 as `ruamel.yaml` parses it. Scalars follow the core schema of YAML 1.2 (10.3.2): `1e-4` is a
+number, `off` is a text, and a number keeps its spelling, so that a text field can read `1.10` as it was written.
+Duplicate keys, tags and recursive aliases are refused; size, depth and what aliases expand to are bounded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML, events
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.reader import ReaderError
+
+from edgekiln.errors import UsageError, nearest
+
+#: A plan of ten thousand builds takes a third of it; parsing that much takes about five seconds.
+MAX_BYTES: Final = 1 << 20
+#: Keys, values and list items, those that aliases repeat counted each time.
+MAX_NODES: Final = 250_000
+MAX_DEPTH: Final = 32
+_MAX_ERRORS: Final = 20
+_SHOWN: Final = 60
+
+#: Where a value stands in the data: keys and list indices from the root.
+Loc: TypeAlias = tuple[str | int, ...]
+
+
+class YamlInt(int):
+    """A whole number with its spelling."""
+
+    text: str
+
+    def __new__(cls, value: int, text: str) -> YamlInt:
+        number = super().__new__(cls, value)
+        number.text = text
+        return number
+
+
+class YamlFloat(float):
+    """A number with its spelling."""
+
+    text: str
+
+    def __new__(cls, value: float, text: str) -> YamlFloat:
+        number = super().__new__(cls, value)
+        number.text = text
+        return number
+
+
+_CONSTANTS: Final[Mapping[str, bool | None]] = types.MappingProxyType(
+    {name: None for name in ("", "~", "null", "Null", "NULL")}
+    | dict.fromkeys(("true", "True", "TRUE"), True)
+    | dict.fromkeys(("false", "False", "FALSE"), False)
+)
+# Lengths are bounded because converting a long run of digits takes quadratic time.
+_DECIMAL: Final = re.compile(r"[-+]?[0-9]{1,40}", re.ASCII)
+_OTHER_BASE: Final = re.compile(r"0o[0-7]{1,40}|0x[0-9a-fA-F]{1,40}", re.ASCII)
+_FLOAT: Final = re.compile(r"[-+]?(\.[0-9]{1,40}|[0-9]{1,40}(\.[0-9]{0,40})?)([eE][-+]?[0-9]{1,5})?", re.ASCII)
+_SPECIAL: Final = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", re.ASCII)
+
+
+def plain_scalar(text: str) -> str | int | float | bool | None:
+    """Return what a plain (unquoted) scalar means by the core schema of YAML 1.2."""
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    if _DECIMAL.fullmatch(text):
+        return YamlInt(int(text), text)
+    if _OTHER_BASE.fullmatch(text):
+        return YamlInt(int(text, 0), text)
+    if _FLOAT.fullmatch(text):
+        return YamlFloat(float(text), text)
+    if _SPECIAL.fullmatch(text):
+        return YamlFloat(float(text.replace(".", "")), text)
+    return text
+
+
+def source_text(value: object) -> object:
+    """Return the spelling of a number that was read from YAML; anything else is returned as it is."""
+    return value.text if isinstance(value, YamlInt | YamlFloat) else value
+
+
+#: A text field: `1.10` without quotes is the text "1.10".
+Text: TypeAlias = Annotated[str, BeforeValidator(source_text)]
+
+
+class Strict(BaseModel):
+    """Base of what is read from files: frozen, no unknown keys, no conversion between types."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=False, validate_default=False
+    )
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in a file; line and column count from 1, columns in characters."""
+
+    line: int
+    column: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """A value with its place; `children` maps keys or indices to the place of the key and the value's node."""
+
+    value: object
+    position: Position
+    children: Mapping[str | int, tuple[Position, _Node]]
+    size: int = 1
+    height: int = 1
+
+
+@dataclass(frozen=True)
+class Document:
+    """A file that was read.
+
+    Attributes:
+        name: The file as the user named it; every message begins with it.
+        sha256: Of its bytes, in hex.
+        value: Its content as dict, tuple, str, int, float, bool and None.
+    """
+
+    name: str
+    sha256: str
+    value: object
+    _root: _Node
+
+    def position(self, loc: Loc, *, key: bool = False) -> Position:
+        """Return the place of the value at `loc`, or of the nearest value around it that exists.
+
+        Args:
+            loc: Keys and indices from the root.
+            key: Return the place of the last key instead of its value's.
+        """
+        node, place = self._root, self._root.position
+        for step in loc:
+            if step not in node.children:
+                return node.position
+            place, node = node.children[step]
+        return place if key else node.position
+
+    def where(self, loc: Loc, *, key: bool = False) -> str:
+        """Return `file:line:column` of what stands at `loc`, to begin an error with."""
+        position = self.position(loc, key=key)
+        return f"{self.name}:{position.line}:{position.column}"
+
+
+class _Composer:
+    """Turns the parser's events into nodes, counting what they cost."""
+
+    def __init__(self, name: str, events: Iterator[Any]) -> None:
+        self._name, self._events = name, events
+        self._anchors: dict[str, _Node] = {}
+        self._spent = 0
+
+    def document(self) -> _Node:
+        """Return the root of the one document."""
+        root: _Node | None = None
+        for event in self._events:
+            if isinstance(event, events.DocumentStartEvent):
+                if root is not None:
+                    raise self._error(event, "a second document begins here; keep one per file")
+                root = self._node(next(self._events), depth=1)
+        return root or _Node(None, Position(1, 1), {})
+
+    def _error(self, event: Any, problem: str) -> UsageError:
+        return UsageError(f"{self._name}:{event.start_mark.line + 1}:{event.start_mark.column + 1}: {problem}")
+
+    def _spend(self, event: Any, count: int) -> None:
+        self._spent += count
+        if self._spent > MAX_NODES:
+            raise self._error(event, f"the file has more than {MAX_NODES} values, aliases expanded; split it")
+
+    def _node(self, event: Any, depth: int) -> _Node:
+        if isinstance(event, events.AliasEvent):
+            node = self._anchors.get(event.anchor)
+            if node is None:
+                raise self._error(event, f"the alias *{event.anchor} has no finished anchor &{event.anchor} above it")
+            self._spend(event, node.size)
+            return self._shallow(event, node, depth)
+        self._spend(event, 1)
+        if event.ctag is not None and str(event.ctag) not in {"None", ""}:
+            raise self._error(event, f"the tag {_shown(str(event.ctag))} has no meaning here; remove it")
+        position = Position(event.start_mark.line + 1, event.start_mark.column + 1)
+        if isinstance(event, events.ScalarEvent):
+            node = _Node(plain_scalar(event.value) if event.implicit[0] else event.value, position, {})
+        elif isinstance(event, events.SequenceStartEvent):
+            node = self._sequence(position, depth)
+        else:
+            node = self._mapping(position, depth)
+        if event.anchor is not None:
+            self._anchors[event.anchor] = node
+        return self._shallow(event, node, depth)
+
+    def _shallow(self, event: Any, node: _Node, depth: int) -> _Node:
+        if depth + node.height - 1 > MAX_DEPTH:
+            raise self._error(event, f"values are nested more than {MAX_DEPTH} deep")
+        return node
+
+    def _sequence(self, position: Position, depth: int) -> _Node:
+        items: dict[str | int, tuple[Position, _Node]] = {}
+        for event in self._events:
+            if isinstance(event, events.SequenceEndEvent):
+                break
+            self._check_depth(event, depth)
+            node = self._node(event, depth + 1)
+            items[len(items)] = (node.position, node)
+        return _branch(tuple(node.value for _, node in items.values()), position, items)
+
+    def _mapping(self, position: Position, depth: int) -> _Node:
+        own: dict[str | int, tuple[Position, _Node]] = {}
+        merged: dict[str | int, tuple[Position, _Node]] = {}
+        merge_seen = False
+        for event in self._events:
+            if isinstance(event, events.MappingEndEvent):
+                break
+            self._check_depth(event, depth)
+            key = self._key(event)
+            if key in own or (merge_seen and _is_merge(event)):
+                first = f", first given in line {own[key][0].line}" if key in own else ""
+                raise self._error(event, f"duplicate key {_shown(key)}{first}; remove one")
+            node = self._node(next(self._events), depth + 1)
+            if _is_merge(event):
+                merge_seen, merged = True, self._merged(event, node)
+            else:
+                own[key] = (Position(event.start_mark.line + 1, event.start_mark.column + 1), node)
+        children = {**merged, **own}
+        return _branch({key: node.value for key, (_, node) in children.items()}, position, children)
+
+    def _check_depth(self, event: Any, depth: int) -> None:
+        if depth >= MAX_DEPTH:
+            raise self._error(event, f"values are nested more than {MAX_DEPTH} deep")
+
+    def _key(self, event: Any) -> str:
+        if not isinstance(event, events.ScalarEvent) or event.tag is not None:
+            raise self._error(event, "a key must be a plain text")
+        self._spend(event, 1)
+        return str(event.value)
+
+    def _merged(self, event: Any, node: _Node) -> dict[str | int, tuple[Position, _Node]]:
+        """Return what `<<:` brings in; of several mappings the earlier wins."""
+        bases = [node] if isinstance(node.value, dict) else [child for _, child in node.children.values()]
+        if not bases or not all(isinstance(base.value, dict) for base in bases):
+            raise self._error(event, "'<<' takes a mapping or a list of mappings, like '<<: *base'")
+        merged: dict[str | int, tuple[Position, _Node]] = {}
+        for base in reversed(bases):
+            merged |= base.children
+        return merged
+
+
+def _is_merge(event: Any) -> bool:
+    return bool(event.value == "<<" and event.implicit[0])
+
+
+def _branch(value: object, position: Position, children: Mapping[str | int, tuple[Position, _Node]]) -> _Node:
+    nodes = [node for _, node in children.values()]
+    size = 1 + sum(node.size for node in nodes)
+    return _Node(value, position, children, size, 1 + max((node.height for node in nodes), default=0))
+
+
+def _read_bounded(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            what = "is no regular file" if path.exists() else "does not exist"
+            raise UsageError(f"{path} {what}; name a YAML file")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    if len(data) > MAX_BYTES:
+        raise UsageError(f"{path} has more than {MAX_BYTES} bytes; split it into smaller files")
+    return data
+
+
+def read_yaml(path: Path) -> Document:
+    """Read a YAML file.
+
+    Raises:
+        UsageError: It cannot be read, is too large, is not UTF-8 or not YAML, or repeats a key; the message
+            names file, line and column.
+    """
+    return parse_yaml(_read_bounded(path), str(path))
+
+
+def parse_yaml(data: bytes, name: str) -> Document:
+    """Return the document in `data`, UTF-8 with or without a byte order mark. See `read_yaml`.
+
+    Args:
+        data: Content of a file.
+        name: Its name for messages.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        byte = data[error.start]
+        raise UsageError(f"{name}:{line}: byte 0x{byte:02x} is not UTF-8; save the file as UTF-8") from None
+    try:
+        root = _Composer(name, iter(YAML(typ="safe", pure=True).parse(text))).document()
+    except ReaderError as error:
+        line, column = _line_and_column(text, error.position)
+        raise UsageError(f"{name}:{line}:{column}: a control character is not allowed here; remove it") from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
+        raise UsageError(f"{place}: not valid YAML: {_problem(error.problem or error.context or '')}") from None
+    except YAMLError as error:
+        raise UsageError(f"{name}: not valid YAML: {_problem(str(error))}") from None
+    except (ValueError, OverflowError):  # the scanner turns the number of a \U escape into a character unchecked
+        raise UsageError(f"{name}: not valid YAML: a \\U escape names no character; correct or remove it") from None
+    return Document(name, hashlib.sha256(data).hexdigest(), root.value, root)
+
+
+def _line_and_column(text: str, offset: int) -> tuple[int, int]:
+    before = text[:offset]
+    return before.count("\n") + 1, offset - (before.rfind("\n") + 1) + 1
+
+
+def _problem(problem: str) -> str:
+    hint = "; indent with spaces, not tabs" if "'\\t'" in problem else ""
+    return " ".join(problem.split()) + hint
+
+
+def _shown(value: object) -> str:
+    """Return a value as a message shows it, never longer than a line."""
+    match value:
+        case None:
+            return "empty"
+        case bool():
+            return str(value).lower()
+        case dict():
+            return "a mapping"
+        case tuple() | list():
+            return "a list"
+        case YamlInt() | YamlFloat():
+            return value.text
+        case _:
+            text = repr(value)
+            return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+_KINDS: Final[Mapping[str, str]] = types.MappingProxyType(
+    {
+        "bool_type": "true or false",
+        "dict_type": "a mapping",
+        "float_type": "a number",
+        "finite_number": "a finite number",
+        "int_type": "a whole number",
+        "mapping_type": "a mapping",
+        "model_type": "a mapping",
+        "string_type": "a text; put it in quotes",
+        "tuple_type": "a list",
+    }
+)
+_BOUNDS: Final[Mapping[str, str]] = types.MappingProxyType(
+    {
+        "greater_than": "more than {gt}",
+        "greater_than_equal": "at least {ge}",
+        "less_than": "less than {lt}",
+        "less_than_equal": "at most {le}",
+        "string_too_short": "a text of at least {min_length} characters",
+        "string_too_long": "a text of at most {max_length} characters",
+        "too_short": "a list of at least {min_length} items",
+        "too_long": "a list of at most {max_length} items",
+    }
+)
+
+
+def _models(annotation: object) -> Iterator[object]:
+    """Yield the members of a union, without their `Annotated` wrapping."""
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        yield from _models(typing.get_args(annotation)[0])
+    elif origin in {typing.Union, types.UnionType}:
+        for member in typing.get_args(annotation):
+            yield from _models(member)
+    else:
+        yield annotation
+
+
+def _keys_at(annotation: object, loc: Loc) -> list[str]:
+    """Return the keys that a model accepts at `loc`."""
+    for candidate in _models(annotation):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            fields = {field.alias or name: field.annotation for name, field in candidate.model_fields.items()}
+            if not loc:
+                return sorted(fields)
+            if loc[0] in fields:
+                return _keys_at(fields[str(loc[0])], loc[1:])
+        elif loc and (arguments := typing.get_args(candidate)):
+            inner = arguments[1] if isinstance(loc[0], str) else arguments[0]
+            return _keys_at(inner, loc[1:])
+    return []
+
+
+def _sentence(details: ErrorDetails, model: type[BaseModel], loc: Loc) -> str:
+    kind, value, context = details["type"], details["input"], details.get("ctx", {})
+    name = next((str(step) for step in reversed(loc) if isinstance(step, str)), "the file")
+    if kind == "extra_forbidden":
+        key = str(loc[-1])[:_SHOWN]
+        return f"unknown key {key!r}; {nearest(key, _keys_at(model, loc[:-1]))}"
+    if kind == "missing":
+        return f"the key {loc[-1]!r} is missing; add it"
+    if kind in {"literal_error", "enum"}:
+        choices = re.findall(r"'([^']*)'", str(context.get("expected", "")))
+        return f"unknown {name} {_shown(value)}; {nearest(str(value)[:_SHOWN], choices)}"
+    if kind in {"value_error", "assertion_error"}:
+        return str(context.get("error", details["msg"]))
+    if not loc and value is None:
+        return "the file is empty"
+    wanted = _KINDS.get(kind) or (_BOUNDS[kind].format(**context) if kind in _BOUNDS else None)
+    return f"{name} must be {wanted}, but is {_shown(value)}" if wanted else f"{name}: {details['msg']}"
+
+
+def explain(error: ValidationError, model: type[BaseModel], where: Callable[[Loc, bool], str]) -> str:
+    """Return one line per problem: its place, what is wrong, the choices and the fix.
+
+    Args:
+        error: What pydantic found.
+        model: What was validated against; it knows the accepted keys.
+        where: Names the place of a value, or of its key if the second argument is true.
+    """
+    lines = []
+    for details in error.errors(include_url=False):
+        is_key = details["loc"][-1:] == ("[key]",)
+        loc = details["loc"][:-1] if is_key else details["loc"]
+        lines.append(f"{where(loc, is_key or details['type'] == 'extra_forbidden')}: {_sentence(details, model, loc)}")
+    more = [f"… and {len(lines) - _MAX_ERRORS} more"] if len(lines) > _MAX_ERRORS else []
+    return "\n".join(lines[:_MAX_ERRORS] + more)
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def validate(document: Document, model: type[_Model]) -> _Model:
+    """Return the content of a document as a value of `model`.
+
+    Raises:
+        UsageError: It does not fit; one line per problem, each beginning with file, line and column.
+    """
+    try:
+        return model.model_validate(document.value)
+    except ValidationError as error:
+        message = explain(error, model, lambda loc, key: document.where(loc, key=key))
+        raise UsageError(message) from None
+
+
+_Value = TypeVar("_Value")
+
+
+def parsed_by(parse: Callable[[str], _Value], what: str) -> Callable[[object], object]:
+    """Return a pydantic validator that reads a text with `parse`, and turns its UsageError into a located one.
+
+    Args:
+        parse: Reads a text.
+        what: What is expected, for the message about a value that is no text: `a size like '4 GiB'`.
+    """
+
+    def convert(value: object) -> object:
+        text = source_text(value)
+        if not isinstance(text, str):
+            raise ValueError(f"expected {what}, but found {_shown(value)}")  # noqa: TRY004 - pydantic locates these
+        try:
+            return parse(text)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+
+    return convert
