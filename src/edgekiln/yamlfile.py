@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, Self, TypeAlias, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
@@ -41,7 +41,8 @@ class YamlInt(int):
 
     text: str
 
-    def __new__(cls, value: int, text: str) -> YamlInt:
+    def __new__(cls, value: int, text: str) -> Self:
+        """Return `value` with its spelling."""
         number = super().__new__(cls, value)
         number.text = text
         return number
@@ -52,14 +53,15 @@ class YamlFloat(float):
 
     text: str
 
-    def __new__(cls, value: float, text: str) -> YamlFloat:
+    def __new__(cls, value: float, text: str) -> Self:
+        """Return `value` with its spelling."""
         number = super().__new__(cls, value)
         number.text = text
         return number
 
 
 _CONSTANTS: Final[Mapping[str, bool | None]] = types.MappingProxyType(
-    {name: None for name in ("", "~", "null", "Null", "NULL")}
+    dict.fromkeys(("", "~", "null", "Null", "NULL"))
     | dict.fromkeys(("true", "True", "TRUE"), True)
     | dict.fromkeys(("false", "False", "FALSE"), False)
 )

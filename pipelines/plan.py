@@ -1,0 +1,349 @@
+"""The plan: a pipeline's matrix, expanded to builds from configuration alone.
+
+Nothing is imported, read or written for it but the two YAML files; that a checkpoint exists, fits and divides is
+found out by the steps that follow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Final, TypeAlias
+
+from edgekiln.errors import UsageError, nearest
+from edgekiln.pipelines.settings import (
+    EffectiveSettings,
+    assignments_layer,
+    environment_layer,
+    file_layer,
+    flags_layer,
+    resolve_settings,
+)
+from edgekiln.pipelines.spec import BuildSpec, PipelineFile, load_pipeline
+from edgekiln.pipelines.targets import Meaning, Target, TargetsFile, load_targets
+from edgekiln.scheme import GENERIC_PRECISIONS, Scheme
+from edgekiln.validators.gates import Gate, combine, default_gates
+from edgekiln.yamlfile import Loc
+
+#: Precisions that each format holds: `{name: exporter.precisions for name, exporter in EXPORTERS.items()}`.
+Formats: TypeAlias = Mapping[str, Collection[str]]
+
+#: What to use where a container lacks a precision.
+_INSTEAD: Final[Mapping[tuple[str, str], str]] = MappingProxyType({("gguf", "nf4"): "iq4_nl"})
+#: GGUF names the form with a minimum per block as a type of its own.
+_ASYMMETRIC: Final[Mapping[str, str]] = MappingProxyType({"q4_0": "q4_1", "q5_0": "q5_1"})
+_OPTIONS: Final = ("group_size", "symmetric", "embedding_precision", "head_precision")
+_HASH_LENGTH: Final = 8
+
+
+@dataclass(frozen=True)
+class Build:
+    """One cell of the matrix.
+
+    Attributes:
+        id: Unique in the plan, stable when files are reordered, and a safe file name everywhere.
+        target: The device profile.
+        requested: Precision as asked for.
+        scheme: What is asked of the exporter; its precision is the container's.
+        gates: The limits that hold.
+        allow_unsupported: An unsupported build does not fail the run.
+        allow_not_measured: Metrics whose gates may stay unmeasured.
+        threads: Threads of the runtimes.
+        context_length: Tokens of context to plan for; None for the model's own.
+        unsupported: Why the build cannot be made; None when it can.
+        origins: Where each property came from, by name: `pipeline …`, `target …`, `default`.
+    """
+
+    id: str
+    target: Target
+    requested: str
+    scheme: Scheme
+    gates: tuple[Gate, ...]
+    allow_unsupported: bool
+    allow_not_measured: frozenset[str]
+    threads: int
+    context_length: int | None
+    unsupported: str | None
+    origins: Mapping[str, str]
+
+    @property
+    def format(self) -> str:
+        """The container's format."""
+        return self.target.format
+
+    @property
+    def precision(self) -> str:
+        """The precision that the container holds."""
+        return self.scheme.precision
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is going to do.
+
+    Attributes:
+        pipeline: The pipeline file.
+        targets: The targets file.
+        settings: The effective settings with their origins.
+        builds: In the order of the pipeline file.
+    """
+
+    pipeline: PipelineFile
+    targets: TargetsFile
+    settings: EffectiveSettings
+    builds: tuple[Build, ...]
+
+
+def physical_cores() -> int:
+    """Return the physical cores that this process may use."""
+    import psutil
+
+    cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    return int(max(1, min(cores, allowed)))
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One precision of one line of the pipeline file."""
+
+    spec: BuildSpec
+    precision: str
+    loc: Loc
+    precision_loc: Loc
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What every cell is expanded with."""
+
+    pipeline: PipelineFile
+    targets: TargetsFile
+    settings: EffectiveSettings
+    formats: Formats
+    known: frozenset[str]
+    cores: int
+
+    def where(self, loc: Loc, *, key: bool = False) -> str:
+        return self.pipeline.document.where(loc, key=key)
+
+
+def _cells(pipeline: PipelineFile) -> Iterator[_Cell]:
+    for index, spec in enumerate(pipeline.spec.builds):
+        loc: Loc = ("builds", index)
+        if spec.precision is not None:
+            yield _Cell(spec, spec.precision, loc, (*loc, "precision"))
+        for position, precision in enumerate(spec.precisions):
+            yield _Cell(spec, precision, loc, (*loc, "precisions", position))
+
+
+def _check_names(context: _Context, cell: _Cell) -> None:
+    """Refuse a target or precision that no file and no format knows."""
+    targets = context.targets
+    if cell.spec.target not in targets.targets:
+        raise UsageError(
+            f"{context.where((*cell.loc, 'target'))}: unknown target {cell.spec.target!r}; "
+            f"{nearest(cell.spec.target, targets.targets)} (from {targets.name})"
+        )
+    named = (
+        (cell.precision, cell.precision_loc),
+        (cell.spec.embedding_precision, (*cell.loc, "embedding_precision")),
+        (cell.spec.head_precision, (*cell.loc, "head_precision")),
+    )
+    for precision, loc in named:
+        if precision is not None and precision not in context.known:
+            choices = nearest(precision, context.known)
+            raise UsageError(f"{context.where(loc)}: unknown precision {precision!r}; {choices}")
+
+
+def _check_meanings(context: _Context) -> None:
+    """Refuse a container precision in the targets file that no format knows."""
+    for name, target in context.targets.targets.items():
+        for generic, meaning in target.precisions.items():
+            for key in ("container", "embedding_precision", "head_precision"):
+                value = getattr(meaning, key)
+                if value is not None and value not in context.known:
+                    where = context.targets.document.where(("targets", name, "precisions", generic, key))
+                    raise UsageError(f"{where}: unknown precision {value!r}; {nearest(value, context.known)}")
+
+
+def _scheme(precision: str, meaning: Meaning | None, options: Mapping[str, object]) -> Scheme:
+    """Return the effective scheme: the build's options over the target's meaning over the defaults."""
+    container = meaning.container if meaning and meaning.container else precision
+    given = {key: getattr(meaning, key) for key in _OPTIONS if meaning and getattr(meaning, key) is not None}
+    scheme = replace(Scheme(container), **{**given, **options})
+    if scheme.symmetric or container == precision:
+        return scheme
+    return replace(scheme, precision=_ASYMMETRIC.get(container, container))
+
+
+def _build_id(target: str, precision: str, scheme: Scheme, plain: Scheme) -> str:
+    """Return the name of a cell: target and precision, and a hash of the options where they are not the plain ones."""
+    name = re.sub(r"[^a-z0-9.-]", "-", f"{target}-{precision}")
+    options = {key: getattr(scheme, key) for key in _OPTIONS if getattr(scheme, key) != getattr(plain, key)}
+    if not options:
+        return name
+    text = json.dumps(options, sort_keys=True, separators=(",", ":"))
+    return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:_HASH_LENGTH]}"
+
+
+def _unsupported(target: Target, requested: str, scheme: Scheme, formats: Formats) -> str | None:
+    """Return why a cell cannot be built, or None."""
+    meaning = target.meaning(requested)
+    if target.unsupported is not None:
+        return target.unsupported
+    if meaning is not None and meaning.unsupported is not None:
+        return meaning.unsupported
+    held = formats.get(target.format)
+    if held is None:
+        return f"no exporter writes {target.format}; {nearest(target.format, formats)}"
+    for precision in filter(None, (scheme.precision, scheme.embedding_precision, scheme.head_precision)):
+        if precision not in held:
+            instead = _INSTEAD.get((target.format, precision))
+            hint = f"use {instead}, the nearest it has" if instead else nearest(precision, held)
+            asked = "" if precision == requested else f" (for {requested})"
+            return f"{target.format} does not hold {precision}{asked}; {hint}"
+    return None
+
+
+def _origins(context: _Context, cell: _Cell, target: Target) -> Mapping[str, str]:
+    """Return where the properties of a build come from."""
+    meaning, of_target, settings = target.meaning(cell.precision), f"target {target.name}", context.settings
+    origins = {"precision": of_target if meaning and meaning.container else context.where(cell.precision_loc)}
+    for option in _OPTIONS:
+        if getattr(cell.spec, option) is not None:
+            origins[option] = context.where((*cell.loc, option), key=True)
+        else:
+            origins[option] = of_target if meaning and getattr(meaning, option) is not None else "default"
+    if settings.values.threads is not None:
+        origins["threads"] = settings.origins["threads"]
+    else:
+        origins["threads"] = of_target if target.threads else "physical cores of this machine"
+    origins["context_length"] = of_target if target.context_length else "the model"
+    return MappingProxyType(origins)
+
+
+def _gates(context: _Context, cell: _Cell, target: Target, container: str) -> tuple[Gate, ...]:
+    """Return the gates of a build: the precision's defaults, the target's over them, the build's over those."""
+    of_target = [replace(gate, why=f"limit of target {target.name}") for gate in target.gates]
+    of_build = [
+        replace(gate, why=f"limit in {context.where((*cell.loc, 'gates', index))}")
+        for index, gate in enumerate(cell.spec.gates)
+    ]
+    return combine(default_gates(container), of_target, of_build)
+
+
+def _expand_cell(context: _Context, cell: _Cell) -> Build:
+    target = context.targets.targets[cell.spec.target]
+    meaning = target.meaning(cell.precision)
+    options = {key: value for key in _OPTIONS if (value := getattr(cell.spec, key)) is not None}
+    plain, scheme = _scheme(cell.precision, meaning, {}), _scheme(cell.precision, meaning, options)
+    return Build(
+        id=_build_id(target.name, cell.precision, scheme, plain),
+        target=target,
+        requested=cell.precision,
+        scheme=scheme,
+        gates=_gates(context, cell, target, scheme.precision),
+        allow_unsupported=cell.spec.allow_unsupported,
+        allow_not_measured=frozenset(cell.spec.allow_not_measured),
+        threads=context.settings.values.threads or target.threads or context.cores,
+        context_length=target.context_length,
+        unsupported=_unsupported(target, cell.precision, scheme, context.formats),
+        origins=_origins(context, cell, target),
+    )
+
+
+def _check_selection(only: Collection[str], pipeline: PipelineFile, targets: TargetsFile) -> None:
+    """Refuse a `--target` that does not exist or for which the pipeline has no build."""
+    used = {spec.target for spec in pipeline.spec.builds}
+    for name in only:
+        if name not in targets.targets:
+            raise UsageError(f"--target {name!r} is no target of {targets.name}; {nearest(name, targets.targets)}")
+        if name not in used:
+            raise UsageError(
+                f"--target {name!r}: the pipeline {pipeline.document.name} has no build for it; "
+                f"choose one of {', '.join(sorted(used))}"
+            )
+
+
+def expand(
+    pipeline: PipelineFile,
+    targets: TargetsFile,
+    settings: EffectiveSettings,
+    *,
+    formats: Formats,
+    only: Collection[str] = (),
+) -> Plan:
+    """Expand a pipeline to its builds.
+
+    Args:
+        pipeline: The matrix.
+        targets: The device profiles that it refers to.
+        settings: The effective settings.
+        formats: The precisions that each format's exporter holds.
+        only: Names of targets to build for; empty for all.
+
+    Raises:
+        UsageError: A target or precision is misspelt, a cell is given twice, or `only` selects nothing.
+    """
+    known = frozenset(GENERIC_PRECISIONS).union(*formats.values())
+    cores = settings.values.threads or physical_cores()
+    context = _Context(pipeline, targets, settings, formats, known, cores)
+    _check_meanings(context)
+    _check_selection(only, pipeline, targets)
+    builds: list[Build] = []
+    seen: dict[str, tuple[Build, _Cell]] = {}
+    for cell in _cells(pipeline):
+        _check_names(context, cell)
+        build = _expand_cell(context, cell)
+        if build.id in seen:
+            raise _repeated(context, cell, build, *seen[build.id])
+        seen[build.id] = build, cell
+        if not only or build.target.name in only:
+            builds.append(build)
+    return Plan(pipeline, targets, settings, tuple(builds))
+
+
+def _repeated(context: _Context, cell: _Cell, build: Build, first: Build, first_cell: _Cell) -> UsageError:
+    where = context.where(cell.precision_loc)
+    line = context.pipeline.document.position(first_cell.precision_loc).line
+    if build.target.name == first.target.name:
+        return UsageError(f"{where}: the build {build.id} is given twice, first in line {line}; remove one")
+    return UsageError(
+        f"{where}: the builds for {build.target.name} and {first.target.name} (line {line}) would both be named "
+        f"{build.id}; rename a target"
+    )
+
+
+def make_plan(
+    pipeline: str = "default",
+    *,
+    formats: Formats,
+    flags: Mapping[str, object] = MappingProxyType({}),
+    assignments: Iterable[str] = (),
+    environment: Mapping[str, str] = MappingProxyType({}),
+    only: Collection[str] = (),
+) -> Plan:
+    """Read the files, put the layers of settings over each other, and expand the matrix.
+
+    Args:
+        pipeline: Path of a pipeline file or name of a shipped pipeline.
+        formats: The precisions that each format's exporter holds.
+        flags: Settings given as flags; None for those that were not.
+        assignments: `KEY=VALUE` texts of `--set`.
+        environment: The process's environment.
+        only: Names of targets to build for; empty for all.
+
+    Raises:
+        UsageError: A file, a setting or a name is wrong; the message says where and what to write instead.
+    """
+    file = load_pipeline(pipeline)
+    above = (file.settings, environment_layer(environment), assignments_layer(assignments), flags_layer(flags))
+    targets = load_targets(resolve_settings(*above).values.targets)
+    settings = resolve_settings(file_layer(targets.document, targets.settings), *above)
+    return expand(file, targets, settings, formats=formats, only=only)

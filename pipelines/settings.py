@@ -1,0 +1,214 @@
+"""Settings in layers: defaults, targets file, pipeline file, environment, `--set`, flags; later over earlier.
+
+Every effective value remembers where it came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Final, TypeAlias
+
+from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema
+
+from edgekiln.errors import UsageError, nearest
+from edgekiln.yamlfile import Document, Loc, Strict, Text, explain, parsed_by, plain_scalar
+
+ENVIRONMENT_PREFIX: Final = "EDGEKILN_"
+#: Variables with the prefix that are read elsewhere.
+OTHER_VARIABLES: Final = ("EDGEKILN_CACHE", "EDGEKILN_DEBUG")
+DEFAULT: Final = "default"
+#: `edgekiln.checkpoint.EMBEDDED`, whose module is not imported here because planning needs no arrays.
+DEFAULT_CHECKPOINT: Final = "tiny-qwen3"
+
+
+def _path(text: str) -> Path:
+    if not text or "\0" in text:
+        raise UsageError(f"{text!r} is no path; name a file or folder")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{text!r} needs a home directory, and there is none; write the path in full") from None
+
+
+def _path_or_value(value: object) -> object:
+    return value if isinstance(value, Path) else parsed_by(_path, "a path")(value)
+
+
+PathSetting: TypeAlias = Annotated[Path, BeforeValidator(_path_or_value), WithJsonSchema({"type": "string"})]
+
+
+class Settings(Strict):
+    """How builds are made and measured. Paths are relative to the folder that edgekiln runs in."""
+
+    checkpoint: Text = Field(
+        default=DEFAULT_CHECKPOINT,
+        min_length=1,
+        max_length=4096,
+        description="A model directory, a Hub id like org/name@revision, or tiny-qwen3, the embedded checkpoint.",
+        examples=["tiny-qwen3", "./my-fine-tune", "Qwen/Qwen3-0.6B"],
+    )
+    out: PathSetting = Field(
+        default=Path("artifacts"), description="Folder for artifacts and reports.", examples=["./artifacts"]
+    )
+    targets: PathSetting | None = Field(
+        default=None,
+        description="Targets file; without it ./targets.yaml if there is one, else the shipped catalogue.",
+        examples=["devices.yaml"],
+    )
+    offline: bool = Field(default=False, description="Take Hub checkpoints from the local cache only.", examples=[True])
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="Threads of the runtimes; without it what the target says, else the machine's physical cores.",
+        examples=[4],
+    )
+    window: int = Field(
+        default=256, ge=16, le=131_072, description="Tokens per window of the parity corpus.", examples=[512]
+    )
+    windows: int = Field(default=8, ge=1, le=100_000, description="Windows scored at most.", examples=[8])
+    repeats: int = Field(
+        default=3, ge=1, le=1000, description="Measured runs per latency figure; the median counts.", examples=[5]
+    )
+    warmups: int = Field(default=1, ge=0, le=100, description="Runs before measuring begins.", examples=[1])
+    prefill_tokens: int = Field(
+        default=128, ge=1, le=131_072, description="Prompt tokens of the prefill measurement.", examples=[512]
+    )
+    decode_tokens: int = Field(
+        default=64, ge=2, le=131_072, description="Generated tokens of the decode measurement.", examples=[128]
+    )
+    greedy_tokens: int = Field(
+        default=32, ge=1, le=131_072, description="Tokens decoded greedily and compared.", examples=[64]
+    )
+    step_timeout_seconds: float = Field(
+        default=3600, gt=0, le=604_800, description="Time limit of one step; it is ended beyond it.", examples=[600]
+    )
+    corpus: PathSetting | None = Field(
+        default=None,
+        description="Text file to measure parity on; without it the built-in corpus.",
+        examples=["corpus.txt"],
+    )
+
+
+KEYS: Final = tuple(Settings.model_fields)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings from one place.
+
+    Attributes:
+        values: Validated values by key.
+        origins: Where each came from, as a user would look for it.
+    """
+
+    values: Mapping[str, object]
+    origins: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class EffectiveSettings:
+    """The settings that hold, and where each came from.
+
+    Attributes:
+        values: Every setting.
+        origins: By key: `default`, `file:line:column`, `EDGEKILN_…`, `--set` or the flag.
+    """
+
+    values: Settings
+    origins: Mapping[str, str]
+
+
+def _validated(raw: Mapping[str, object], origins: Mapping[str, str]) -> Layer:
+    """Return a layer whose values fit the schema.
+
+    Raises:
+        UsageError: One does not; the message begins with its origin.
+    """
+
+    def where(loc: Loc, _key: bool) -> str:
+        return origins[str(loc[0])]
+
+    try:
+        settings = Settings.model_validate(dict(raw))
+    except ValidationError as error:
+        raise UsageError(explain(error, Settings, where)) from None
+    return Layer({key: getattr(settings, key) for key in settings.model_fields_set}, dict(origins))
+
+
+def _read_text(key: str, text: str) -> object:
+    """Return what a text from the environment or `--set` means for a setting; switches may be 1 or 0."""
+    if Settings.model_fields[key].annotation is bool and text in {"0", "1"}:
+        return text == "1"
+    return plain_scalar(text)
+
+
+def file_layer(document: Document, settings: Settings, loc: Loc = ("settings",)) -> Layer:
+    """Return the settings that a file gives in the mapping at `loc`."""
+    given = {key: getattr(settings, key) for key in KEYS if key in settings.model_fields_set}
+    return Layer(given, {key: document.where((*loc, key), key=True) for key in given})
+
+
+def environment_layer(environment: Mapping[str, str]) -> Layer:
+    """Return the settings of `EDGEKILN_*` variables; an empty variable counts as unset.
+
+    Raises:
+        UsageError: A variable with the prefix is no setting, or its value does not fit.
+    """
+    known = {ENVIRONMENT_PREFIX + key.upper(): key for key in KEYS}
+    raw: dict[str, object] = {}
+    for variable in sorted(environment):
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in OTHER_VARIABLES or not environment[variable]:
+            continue
+        if variable not in known:
+            choices = nearest(variable, (*known, *OTHER_VARIABLES))
+            raise UsageError(f"the environment variable {variable} is no setting; {choices}")
+        raw[known[variable]] = _read_text(known[variable], environment[variable])
+    return _validated(raw, {key: ENVIRONMENT_PREFIX + key.upper() for key in raw})
+
+
+def assignments_layer(assignments: Iterable[str]) -> Layer:
+    """Return the settings of `--set KEY=VALUE` options; of several for one key the last holds.
+
+    Raises:
+        UsageError: One is no assignment, names no setting, or its value does not fit.
+    """
+    raw: dict[str, object] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        key = key.strip()
+        if not equals:
+            raise UsageError(f"--set {assignment!r} has no '='; write --set KEY=VALUE, like --set threads=4")
+        if key not in KEYS:
+            raise UsageError(f"--set {assignment!r}: unknown setting {key!r}; {nearest(key, KEYS)}")
+        raw[key] = _read_text(key, text.strip())
+    return _validated(raw, dict.fromkeys(raw, "--set"))
+
+
+def flags_layer(flags: Mapping[str, object]) -> Layer:
+    """Return the settings of command-line flags.
+
+    Args:
+        flags: Values by setting; None for a flag that was not given.
+
+    Raises:
+        UsageError: A value does not fit.
+    """
+    raw = {key: value for key, value in flags.items() if value is not None}
+    return _validated(raw, {key: "--" + key.replace("_", "-") for key in raw})
+
+
+def resolve_settings(*layers: Layer) -> EffectiveSettings:
+    """Return the effective settings: the defaults, and over them `layers`, later over earlier."""
+    values: dict[str, object] = {key: getattr(_DEFAULTS, key) for key in KEYS}
+    origins = dict.fromkeys(KEYS, DEFAULT)
+    for layer in layers:
+        values |= layer.values
+        origins |= layer.origins
+    return EffectiveSettings(Settings.model_construct(None, **values), MappingProxyType(origins))
+
+
+_DEFAULTS: Final = Settings()

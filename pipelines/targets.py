@@ -1,0 +1,286 @@
+"""The targets file: one profile per device, parsed once into frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal, TypeAlias
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion, Version
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, StringConstraints, WithJsonSchema
+
+from edgekiln.errors import UsageError, nearest
+from edgekiln.pipelines.settings import Settings
+from edgekiln.pipelines.shipped import CATALOGUE, shipped
+from edgekiln.units import parse_size
+from edgekiln.validators.gates import Gate, parse_gate
+from edgekiln.yamlfile import Document, Strict, Text, parsed_by, read_yaml, source_text, validate
+
+SCHEMA: Final = "edgekiln.targets/1"
+Format: TypeAlias = Literal["onnx", "gguf", "foundry-local"]
+Runtime: TypeAlias = Literal["onnxruntime-genai", "llama.cpp", "foundry-local"]
+Generic: TypeAlias = Literal["fp16", "int8", "int4", "nf4"]
+
+#: Which runtimes load which format.
+RUNTIMES: Final[Mapping[Format, tuple[Runtime, ...]]] = MappingProxyType(
+    {"onnx": ("onnxruntime-genai",), "gguf": ("llama.cpp",), "foundry-local": ("foundry-local",)}
+)
+#: Names that Windows reserves, with any extension.
+_RESERVED: Final = frozenset(
+    {"con", "prn", "aux", "nul"} | {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}
+)
+_NAME_PATTERN: Final = r"^[a-z0-9]+([.-][a-z0-9]+)*$"
+_NAME_LENGTH: Final = 40
+
+
+def _lower(value: object) -> object:
+    text = source_text(value)
+    return text.lower() if isinstance(text, str) else text
+
+
+def _no_reserved_name(name: str) -> str:
+    if name.partition(".")[0] in _RESERVED:
+        raise ValueError(f"{name!r} cannot name a target: Windows reserves it as a device name; add a word")
+    return name
+
+
+def _parse_range(text: str) -> str:
+    try:
+        return str(SpecifierSet(text)) and text
+    except InvalidSpecifier:
+        raise UsageError(f"{text!r} is no version range; write one like '>=0.18,<0.19' (PEP 440)") from None
+
+
+#: A precision as written; `Q4_K_M` and `q4_k_m` are the same.
+Precision: TypeAlias = Annotated[str, BeforeValidator(_lower), StringConstraints(min_length=1, max_length=40)]
+TargetName: TypeAlias = Annotated[
+    str, StringConstraints(pattern=_NAME_PATTERN, max_length=_NAME_LENGTH), AfterValidator(_no_reserved_name)
+]
+GateText: TypeAlias = Annotated[
+    Gate,
+    PlainValidator(parsed_by(parse_gate, "a gate like 'mean_kld <= 0.05'")),
+    WithJsonSchema({"type": "string"}),
+]
+Size: TypeAlias = Annotated[
+    int,
+    PlainValidator(parsed_by(parse_size, "a size like '4 GiB'")),
+    WithJsonSchema({"type": ["string", "integer"]}),
+]
+VersionRange: TypeAlias = Annotated[
+    str, PlainValidator(parsed_by(_parse_range, "a version range like '>=0.18'")), WithJsonSchema({"type": "string"})
+]
+GroupSize: TypeAlias = Annotated[int, Field(ge=1, le=65_536)]
+
+
+class RuntimeSpec(Strict):
+    """The program that loads the artifact on the device."""
+
+    name: Runtime = Field(description="The runtime.", examples=["onnxruntime-genai", "llama.cpp"])
+    version: VersionRange = Field(
+        description="Versions that the artifact must work with, as a PEP 440 range of the runtime's Python package "
+        "(onnxruntime-genai, llama-cpp-python, foundry-local-sdk).",
+        examples=[">=0.18,<0.19"],
+    )
+
+    def accepts(self, version: str) -> bool:
+        """Tell whether a version, pre-releases included, lies in the range; what is no version does not."""
+        try:
+            return SpecifierSet(self.version).contains(Version(version), prereleases=True)
+        except InvalidVersion:
+            return False
+
+
+class Meaning(Strict):
+    """What a generic precision means on a target."""
+
+    container: Precision | None = Field(
+        default=None,
+        description="Precision as the container names it; without it the generic name, as the format takes it.",
+        examples=["q4_k_m", "int4"],
+    )
+    group_size: GroupSize | None = Field(
+        default=None, description="Weights that share a scale; without it the container's own.", examples=[32, 128]
+    )
+    symmetric: bool | None = Field(
+        default=None, description="No zero points; without it symmetric.", examples=[True, False]
+    )
+    embedding_precision: Precision | None = Field(
+        default=None, description="Precision of the embeddings; without it the container's own.", examples=["int8"]
+    )
+    head_precision: Precision | None = Field(
+        default=None, description="Precision of the output head; without it the container's own.", examples=["int8"]
+    )
+    unsupported: Text | None = Field(
+        default=None,
+        min_length=1,
+        description="Why this precision cannot run on the target, and what to use instead.",
+        examples=["the WebGPU provider has no MatMulBnb4; use int4"],
+    )
+    why: Text = Field(
+        min_length=1, description="The reason for this choice.", examples=["the kernels of Arm CPUs repack Q4_0"]
+    )
+
+
+class TargetSpec(Strict):
+    """One device profile, as the file has it under its name."""
+
+    description: Text = Field(
+        min_length=1, description="The device, in one line.", examples=["Raspberry Pi 5, 8 GB, Raspberry Pi OS"]
+    )
+    format: Format = Field(description="Container that the runtime loads.", examples=["onnx", "gguf"])
+    runtime: RuntimeSpec = Field(
+        description="Runtime and its versions.", examples=[{"name": "llama.cpp", "version": ">=0.3.36"}]
+    )
+    execution_provider: Text = Field(
+        default="cpu",
+        pattern=r"^[a-z][a-z0-9-]{0,31}$",
+        description="Where the runtime computes; artifacts are validated here on the CPU.",
+        examples=["cpu", "cuda", "webgpu", "qnn"],
+    )
+    memory: Size | None = Field(
+        default=None, description="Memory that the model may take on the device.", examples=["4 GiB"]
+    )
+    threads: int | None = Field(
+        default=None, ge=1, le=1024, description="Threads of the runtime; without it all physical cores.", examples=[4]
+    )
+    context_length: int | None = Field(
+        default=None,
+        ge=1,
+        le=16_777_216,
+        description="Tokens of context to plan for; without it the model's own.",
+        examples=[4096],
+    )
+    precisions: Mapping[Generic, Meaning] = Field(
+        default_factory=dict,
+        description="What int8, int4, nf4 and fp16 mean here; one that is missing means what the format makes of it.",
+        examples=[{"int4": {"container": "q4_0", "why": "Arm kernels repack it"}}],
+    )
+    gates: tuple[GateText, ...] = Field(
+        default=(),
+        description="Limits for every build for this target; each replaces the default for the same metric.",
+        examples=[["decode_tokens_per_second >= 0.9 * fp16_artifact", "size_bytes <= 350 MB"]],
+    )
+    unsupported: Text | None = Field(
+        default=None,
+        min_length=1,
+        description="Why nothing can be exported for this target, and the way out.",
+        examples=["the NPU needs the vendor's SDK; export for the CPU instead"],
+    )
+
+    def meaning(self, precision: str) -> Meaning | None:
+        """Return what a precision means here; None where the file says nothing about it."""
+        return next((meaning for name, meaning in self.precisions.items() if name == precision), None)
+
+
+class Target(TargetSpec):
+    """One device profile with its name."""
+
+    name: str
+
+
+class TargetsSpec(Strict):
+    """A targets file: the devices that artifacts are made for."""
+
+    schema_id: Literal["edgekiln.targets/1"] = Field(
+        alias="schema", description="Kind and version of this file.", examples=[SCHEMA]
+    )
+    settings: Settings = Field(
+        default_factory=Settings,
+        description="Settings for all builds with these targets; the pipeline's go over them.",
+        examples=[{"repeats": 5}],
+    )
+    shared: Any = Field(
+        default=None,
+        description="Anything; a place for YAML anchors that targets refer to.",
+        examples=[{"cpu": {"execution_provider": "cpu"}}],
+    )
+    targets: Mapping[TargetName, TargetSpec] = Field(
+        min_length=1,
+        description="Device profiles by name: lower-case letters, digits, '-' and '.', at most 40 characters.",
+        examples=[
+            {
+                "pi-5": {
+                    "description": "Raspberry Pi 5",
+                    "format": "gguf",
+                    "runtime": {"name": "llama.cpp", "version": ">=0.3.36"},
+                }
+            }
+        ],
+    )
+
+
+@dataclass(frozen=True)
+class TargetsFile:
+    """A targets file that was read.
+
+    Attributes:
+        targets: Profiles by name, in the order of the file.
+        settings: Its settings block.
+        document: The file: name, sha256 and positions.
+        is_shipped: It is the catalogue that comes with Edgekiln.
+    """
+
+    targets: Mapping[str, Target]
+    settings: Settings
+    document: Document
+    is_shipped: bool = False
+
+    @property
+    def name(self) -> str:
+        """The file as reports name it."""
+        return f"{CATALOGUE} (shipped)" if self.is_shipped else self.document.name
+
+    def get(self, name: str) -> Target:
+        """Return a profile.
+
+        Raises:
+            UsageError: There is none of that name.
+        """
+        if name not in self.targets:
+            raise UsageError(f"unknown target {name!r} in {self.name}; {nearest(name, self.targets)}")
+        return self.targets[name]
+
+
+def _check(document: Document, spec: TargetsSpec) -> None:
+    """Check what no single field shows."""
+    if "targets" in spec.settings.model_fields_set:
+        where = document.where(("settings", "targets"), key=True)
+        raise UsageError(f"{where}: a targets file cannot name another; remove 'targets' from its settings")
+    for name, target in spec.targets.items():
+        allowed = RUNTIMES[target.format]
+        if target.runtime.name not in allowed:
+            where = document.where(("targets", name, "runtime", "name"))
+            raise UsageError(
+                f"{where}: {target.runtime.name} does not load {target.format}; choose one of {', '.join(allowed)}"
+            )
+
+
+def parse_targets(document: Document, *, is_shipped: bool = False) -> TargetsFile:
+    """Return the targets of a document that was read from a targets file.
+
+    Raises:
+        UsageError: It does not fit the schema; one line per problem, with file, line and column.
+    """
+    spec = validate(document, TargetsSpec)
+    _check(document, spec)
+    targets = {
+        name: Target.model_construct(target.model_fields_set | {"name"}, name=name, **dict(target))
+        for name, target in spec.targets.items()
+    }
+    return TargetsFile(MappingProxyType(targets), spec.settings, document, is_shipped)
+
+
+def load_targets(path: Path | None = None) -> TargetsFile:
+    """Read a targets file: `path`, else `./targets.yaml` if there is one, else the shipped one.
+
+    Raises:
+        UsageError: It cannot be read or does not fit the schema.
+    """
+    if path is None and Path(CATALOGUE).is_file():
+        path = Path(CATALOGUE)
+    if path is not None:
+        return parse_targets(read_yaml(path))
+    return parse_targets(read_yaml(shipped(CATALOGUE)), is_shipped=True)

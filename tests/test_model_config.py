@@ -1,0 +1,93 @@
+import json
+
+import pytest
+
+from edgekiln.errors import CheckpointError, UnsupportedError
+from edgekiln.families import FAMILIES
+from edgekiln.model_config import parse_config
+
+BASE = {
+    "model_type": "qwen2",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 100,
+    "max_position_embeddings": 512,
+    "rope_theta": 1000000.0,
+    "eos_token_id": 7,
+}
+
+
+def parse(tmp_path, generation=None, **changes):
+    config = {key: value for key, value in {**BASE, **changes}.items() if value is not ...}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    return parse_config(tmp_path, FAMILIES)
+
+
+def test_layouts_of_transformers_4_and_5_mean_the_same(tmp_path):
+    old = parse(tmp_path)
+    new = parse(tmp_path, rope_theta=..., rope_parameters={"rope_type": "default", "rope_theta": 1000000.0})
+    assert old.rope_theta == new.rope_theta == 1000000.0
+
+
+def test_head_dim_defaults_to_the_share_of_a_head(tmp_path):
+    assert parse(tmp_path).head_dim == 16
+    assert parse(tmp_path, head_dim=32).head_dim == 32
+
+
+def test_generation_config_decides_what_ends_a_turn(tmp_path):
+    config = parse(tmp_path, generation={"eos_token_id": [9, 7, 9], "temperature": 0.7, "top_k": 20, "do_sample": True})
+    assert config.eos_token_ids == (9, 7)
+    assert (config.sampling.temperature, config.sampling.top_k, config.sampling.do_sample) == (0.7, 20, True)
+    assert config.sampling.top_p is None
+
+
+def test_a_pad_token_of_zero_is_kept(tmp_path):
+    assert parse(tmp_path, generation={"pad_token_id": 0}, pad_token_id=5).pad_token_id == 0
+
+
+BAD = {
+    "key missing": ({"hidden_size": ...}, "no 'hidden_size'"),
+    "zero layers": ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+    "text for a number": ({"vocab_size": "many"}, "vocab_size is 'many'"),
+    "a truth for a number": ({"hidden_size": True}, "hidden_size is True"),
+    "heads do not divide": ({"num_key_value_heads": 3}, "do not divide by 3"),
+    "hidden does not divide": ({"num_attention_heads": 6, "num_key_value_heads": 3}, "does not divide by 6"),
+    "odd head": ({"head_dim": 5}, "even number"),
+    "negative eos": ({"eos_token_id": -1}, "token id"),
+    "infinite rope base": ({"rope_theta": float("inf")}, "finite"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD)
+def test_a_contradiction_is_one_sentence_with_the_file(tmp_path, changes, message):
+    with pytest.raises(CheckpointError, match=message) as caught:
+        parse(tmp_path, **changes)
+    assert "config.json" in str(caught.value)
+
+
+UNSUPPORTED = {
+    "other architecture": ({"model_type": "llama"}, "'llama' model; Edgekiln supports qwen2, qwen3"),
+    "sliding window": ({"use_sliding_window": True}, "sliding-window"),
+    "yarn": ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "'yarn'"),
+    "yarn, transformers 5": ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "'yarn'"),
+    "activation": ({"hidden_act": "gelu"}, "'gelu'"),
+    "quantized": ({"quantization_config": {"quant_method": "gptq"}}, "quantized already"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), UNSUPPORTED.values(), ids=UNSUPPORTED)
+def test_what_is_not_exported_is_unsupported(tmp_path, changes, message):
+    with pytest.raises(UnsupportedError, match=message):
+        parse(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[1]", b"[" * 100_000])
+def test_unreadable_json_is_one_sentence(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        parse_config(tmp_path, FAMILIES)

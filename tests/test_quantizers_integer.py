@@ -1,0 +1,133 @@
+"""Laws of int4, int8 and nf4: what a grid means, and that a row's result depends on that row alone."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from edgekiln.errors import UsageError
+from edgekiln.grids import BlockGrid, CodebookGrid, IntegerGrid
+from edgekiln.quantizers import QUANTIZERS, quantizer_for
+from edgekiln.quantizers.nf4 import NF4_VALUES
+
+INTEGER = [IntegerGrid(b, g, s) for b in (4, 8) for g in (16, 32, 64, 128) for s in (True, False)]
+NF4 = [CodebookGrid("nf4", g) for g in (16, 32, 64, 128)]
+GRIDS = INTEGER + NF4
+
+
+def name(grid):
+    return grid.name
+
+
+def normal(rows, columns, seed=0):
+    return np.random.default_rng(seed).standard_normal((rows, columns)).astype(np.float32)
+
+
+def equal(left, right):
+    return all(
+        np.array_equal(getattr(left, field), getattr(right, field))
+        for field in ("codes", "scales", "zero_points", "absmax")
+        if hasattr(left, field)
+    )
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=name)
+def test_rows_do_not_depend_on_each_other(grid):
+    rows = normal(6, 256)
+    quantizer = quantizer_for(grid)
+    whole = quantizer.dequantize(quantizer.quantize(rows, grid))
+    for size in (1, 2, 4):
+        parts = [quantizer.quantize(rows[i : i + size], grid) for i in range(0, 6, size)]
+        np.testing.assert_array_equal(np.concatenate([quantizer.dequantize(part) for part in parts]), whole)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=name)
+def test_the_same_rows_give_the_same_numbers_and_stay_unchanged(grid):
+    rows = normal(3, 256)
+    kept = rows.copy()
+    assert equal(quantizer_for(grid).quantize(rows, grid), quantizer_for(grid).quantize(rows, grid))
+    np.testing.assert_array_equal(rows, kept)
+
+
+@pytest.mark.parametrize("grid", INTEGER, ids=name)
+def test_no_weight_is_further_off_than_its_scale(grid):
+    rows = normal(8, 256)
+    quantized = quantizer_for(grid).quantize(rows, grid)
+    error = np.abs(quantizer_for(grid).dequantize(quantized) - rows).reshape(8, -1, grid.group_size)
+    # Half a step from rounding; a symmetric range lacks its last positive code, so there a whole step.
+    bound = np.abs(quantized.scales)[:, :, None] * (1.0 if grid.symmetric else 0.5)
+    if not grid.symmetric:  # the zero point is rounded as well
+        bound = bound * 2
+    assert np.all(error <= bound * (1 + 1e-5))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_symmetric_scale_maps_the_largest_magnitude_to_the_lowest_code(bits):
+    rows = normal(4, 64)
+    quantized = QUANTIZERS[f"int{bits}"].quantize(rows, IntegerGrid(bits, 32, True))
+    groups = rows.reshape(4, 2, 32)
+    largest = np.take_along_axis(groups, np.abs(groups).argmax(-1)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(quantized.scales, largest / -(1 << (bits - 1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_asymmetric_grid_holds_zero_exactly(bits):
+    rows = normal(4, 64) + 3
+    rows[:, ::5] = 0
+    grid = IntegerGrid(bits, 32, False)
+    values = QUANTIZERS[f"int{bits}"].dequantize(QUANTIZERS[f"int{bits}"].quantize(rows, grid))
+    assert np.all(values[:, ::5] == 0)
+
+
+def test_codes_lie_low_nibble_first():
+    rows = np.zeros((1, 32), np.float32)
+    rows[0, :3] = [-8, 1, 7]
+    quantized = QUANTIZERS["int4"].quantize(rows, IntegerGrid(4, 32, True))
+    assert quantized.scales[0, 0] == 1
+    assert list(quantized.codes[0, 0, :2]) == [0 | 9 << 4, 15 | 8 << 4]
+
+
+@pytest.mark.parametrize("grid", NF4, ids=name)
+def test_nf4_takes_the_nearest_of_its_sixteen_values(grid):
+    rows = normal(4, 256)
+    quantized = QUANTIZERS["nf4"].quantize(rows, grid)
+    blocks = rows.reshape(-1, grid.group_size)
+    np.testing.assert_array_equal(quantized.absmax, np.abs(blocks).max(-1))
+    distance = np.abs(blocks[..., None] / quantized.absmax[:, None, None] - NF4_VALUES)
+    chosen = np.abs(blocks - QUANTIZERS["nf4"].dequantize(quantized).reshape(blocks.shape)) / quantized.absmax[:, None]
+    np.testing.assert_allclose(chosen, distance.min(-1), atol=1e-6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    hnp.arrays(
+        np.float32,
+        st.tuples(st.integers(1, 4), st.sampled_from([64, 128, 192])),
+        elements=st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=True),
+    ),
+    st.sampled_from([grid for grid in GRIDS if grid.group_size <= 64]),
+)
+def test_any_finite_rows_give_finite_values(rows, grid):
+    quantizer = quantizer_for(grid)
+    values = quantizer.dequantize(quantizer.quantize(rows, grid))
+    assert values.shape == rows.shape
+    assert np.all(np.isfinite(values))
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=name)
+def test_zeros_stay_zeros(grid):
+    quantizer = quantizer_for(grid)
+    assert not np.any(quantizer.dequantize(quantizer.quantize(np.zeros((2, 256), np.float32), grid)))
+
+
+@pytest.mark.parametrize("grid", [IntegerGrid(4, 128, True), CodebookGrid("nf4", 128)], ids=name)
+def test_a_group_that_does_not_divide_is_refused(grid):
+    with pytest.raises(UsageError, match="group size 128 does not divide rows of 96"):
+        quantizer_for(grid).quantize(np.zeros((2, 96), np.float32), grid)
+
+
+@pytest.mark.parametrize("key", ["int8", "int4", "nf4"])
+def test_a_quantizer_refuses_a_grid_of_another_kind(key):
+    with pytest.raises(TypeError):
+        QUANTIZERS[key].quantize(np.zeros((2, 64), np.float32), BlockGrid("Q4_0"))
