@@ -13,6 +13,7 @@ from typing import Annotated, Final, TypeAlias
 
 from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema
 
+from edgekiln.checkpoint import EMBEDDED
 from edgekiln.errors import UsageError, nearest
 from edgekiln.yamlfile import Document, Loc, Strict, Text, explain, parsed_by, plain_scalar
 
@@ -20,8 +21,6 @@ ENVIRONMENT_PREFIX: Final = "EDGEKILN_"
 #: Variables with the prefix that are read elsewhere.
 OTHER_VARIABLES: Final = ("EDGEKILN_CACHE", "EDGEKILN_DEBUG")
 DEFAULT: Final = "default"
-#: `edgekiln.checkpoint.EMBEDDED`, whose module is not imported here because planning needs no arrays.
-DEFAULT_CHECKPOINT: Final = "tiny-qwen3"
 
 
 def _path(text: str) -> Path:
@@ -44,7 +43,7 @@ class Settings(Strict):
     """How builds are made and measured. Paths are relative to the folder that edgekiln runs in."""
 
     checkpoint: Text = Field(
-        default=DEFAULT_CHECKPOINT,
+        default=EMBEDDED,
         min_length=1,
         max_length=4096,
         description="A model directory, a Hub id like org/name@revision, or tiny-qwen3, the embedded checkpoint.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ RUNTIMES: Final[Mapping[Format, tuple[Runtime, ...]]] = MappingProxyType(
 _RESERVED: Final = frozenset(
     {"con", "prn", "aux", "nul"} | {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}
 )
-_NAME_PATTERN: Final = r"^[a-z0-9]+([.-][a-z0-9]+)*$"
+_NAME_PATTERN: Final = "[a-z0-9]+([.-][a-z0-9]+)*"
 _NAME_LENGTH: Final = 40
 
 
@@ -41,7 +42,12 @@ def _lower(value: object) -> object:
     return text.lower() if isinstance(text, str) else text
 
 
-def _no_reserved_name(name: str) -> str:
+def _target_name(name: str) -> str:
+    if len(name) > _NAME_LENGTH or not re.fullmatch(_NAME_PATTERN, name):
+        raise ValueError(
+            f"{name[:60]!r} cannot name a target; use lower-case letters, digits, single '-' and '.' between them, "
+            f"at most {_NAME_LENGTH} characters"
+        )
     if name.partition(".")[0] in _RESERVED:
         raise ValueError(f"{name!r} cannot name a target: Windows reserves it as a device name; add a word")
     return name
@@ -57,7 +63,9 @@ def _parse_range(text: str) -> str:
 #: A precision as written; `Q4_K_M` and `q4_k_m` are the same.
 Precision: TypeAlias = Annotated[str, BeforeValidator(_lower), StringConstraints(min_length=1, max_length=40)]
 TargetName: TypeAlias = Annotated[
-    str, StringConstraints(pattern=_NAME_PATTERN, max_length=_NAME_LENGTH), AfterValidator(_no_reserved_name)
+    str,
+    AfterValidator(_target_name),
+    WithJsonSchema({"type": "string", "pattern": f"^{_NAME_PATTERN}$", "maxLength": _NAME_LENGTH}),
 ]
 GateText: TypeAlias = Annotated[
     Gate,

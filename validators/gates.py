@@ -71,7 +71,7 @@ METRICS: Final[Mapping[str, Metric]] = MappingProxyType(
     }
 )
 
-_GATE: Final = re.compile(r"\s*(\w{1,60})\s*(<=|>=|<|>)\s*(\S.*?)\s*", re.DOTALL)
+_GATE: Final = re.compile(r"\s*(\w{1,60})\s*(<=|>=|<(?!=)|>(?!=))\s*(\S.*?)\s*", re.DOTALL)
 _RELATIVE: Final = re.compile(r"(?:([^*\u00d7\s]+)\s*[*\u00d7]\s*)?([A-Za-z_]\w{0,60})")
 _NUMBER: Final = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?([eE][-+]?[0-9]{1,3})?|\.[0-9]{1,20}", re.ASCII)
 _MAX_TEXT: Final = 200
@@ -275,14 +275,14 @@ _NF4_SPEED: Final = (
 
 def _quality(kld: float, top1: float, ratio: float, measured: str) -> _Limits:
     return (
-        (f"mean_kld <= {kld}", measured),
-        (f"top1_agreement >= {top1}", measured),
-        (f"perplexity_ratio <= {ratio}", measured),
+        (f"mean_kld <= {kld:g}", measured),
+        (f"top1_agreement >= {top1:g}", measured),
+        (f"perplexity_ratio <= {ratio:g}", measured),
     )
 
 
 def _bits(limit: float, reason: str) -> tuple[str, str]:
-    return f"bits_per_weight <= {limit}", reason
+    return f"bits_per_weight <= {limit:g}", reason
 
 
 _BITS_8: Final = _bits(10.5, "8-bit codes with a float32 scale per 32 weights are 9; float32 embeddings would be 18")

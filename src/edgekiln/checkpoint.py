@@ -82,7 +82,10 @@ class Checkpoint:
         """The chat template: chat_template.jinja, or the one in tokenizer_config.json; None if there is none."""
         path = self.directory / "chat_template.jinja"
         if path.exists():
-            return path.read_text(encoding="utf-8")
+            try:
+                return path.read_bytes().decode("utf-8")  # read_text would change its line ends
+            except UnicodeDecodeError as error:
+                raise CheckpointError(f"{path} is not UTF-8: {error}") from None
         config_path = self.directory / "tokenizer_config.json"
         template = read_json(config_path).get("chat_template") if config_path.exists() else None
         return template if isinstance(template, str) else None

@@ -189,6 +189,7 @@ def parse_config(directory: Path, supported: Mapping[str, object]) -> ModelConfi
     if head_dim % 2:
         raise CheckpointError(f"{config.path}: head_dim is {head_dim}, but rotary embeddings need an even number")
     eos = generation.ids("eos_token_id") or config.ids("eos_token_id")
+    pad = generation.optional_int("pad_token_id")
     return ModelConfig(
         model_type=model_type,
         hidden_size=hidden,
@@ -203,7 +204,7 @@ def parse_config(directory: Path, supported: Mapping[str, object]) -> ModelConfi
         rope_theta=_rope_theta(config),
         tie_word_embeddings=config.flag("tie_word_embeddings", False),
         bos_token_id=config.optional_int("bos_token_id"),
-        pad_token_id=generation.optional_int("pad_token_id") or config.optional_int("pad_token_id"),
+        pad_token_id=config.optional_int("pad_token_id") if pad is None else pad,
         eos_token_ids=tuple(dict.fromkeys(eos)),
         sampling=Sampling(
             do_sample=generation.flag("do_sample", False),

@@ -371,6 +371,7 @@ _BOUNDS: Final[Mapping[str, str]] = types.MappingProxyType(
         "greater_than_equal": "at least {ge}",
         "less_than": "less than {lt}",
         "less_than_equal": "at most {le}",
+        "string_pattern_mismatch": "a text that matches {pattern}",
         "string_too_short": "a text of at least {min_length} characters",
         "string_too_long": "a text of at most {max_length} characters",
         "too_short": "a list of at least {min_length} items",
@@ -406,9 +407,9 @@ def _keys_at(annotation: object, loc: Loc) -> list[str]:
     return []
 
 
-def _sentence(details: ErrorDetails, model: type[BaseModel], loc: Loc) -> str:
+def _sentence(details: ErrorDetails, model: type[BaseModel], loc: Loc, *, is_key: bool) -> str:
     kind, value, context = details["type"], details["input"], details.get("ctx", {})
-    name = next((str(step) for step in reversed(loc) if isinstance(step, str)), "the file")
+    name = "key" if is_key else next((step for step in reversed(loc) if isinstance(step, str)), "the file")
     if kind == "extra_forbidden":
         key = str(loc[-1])[:_SHOWN]
         return f"unknown key {key!r}; {nearest(key, _keys_at(model, loc[:-1]))}"
@@ -437,7 +438,8 @@ def explain(error: ValidationError, model: type[BaseModel], where: Callable[[Loc
     for details in error.errors(include_url=False):
         is_key = details["loc"][-1:] == ("[key]",)
         loc = details["loc"][:-1] if is_key else details["loc"]
-        lines.append(f"{where(loc, is_key or details['type'] == 'extra_forbidden')}: {_sentence(details, model, loc)}")
+        place = where(loc, is_key or details["type"] == "extra_forbidden")
+        lines.append(f"{place}: {_sentence(details, model, loc, is_key=is_key)}")
     more = [f"… and {len(lines) - _MAX_ERRORS} more"] if len(lines) > _MAX_ERRORS else []
     return "\n".join(lines[:_MAX_ERRORS] + more)
 

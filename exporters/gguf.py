@@ -1,0 +1,296 @@
+"""GGUF, the container of llama.cpp and of everything built on it.
+
+One pass from the checkpoint to the file: the header with all tensor infos first, then the data of each tensor, row
+chunk by row chunk, read and quantized ahead by worker threads and written in order. Quantized tensors are made from
+the checkpoint's own weights. llama.cpp's usual two steps go through an F16 file, which rounds bfloat16 weights below
+2⁻¹⁴ and float32 weights once more; blocks where that rounding shows then differ from ours, all others are the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import BinaryIO, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekiln.checkpoint import Checkpoint
+from edgekiln.errors import CheckpointError, StepError
+from edgekiln.exporters.base import ExportPlan, Quantize, TensorPlan
+from edgekiln.exporters.gguf_header import TensorEntry, pack_header
+from edgekiln.exporters.gguf_metadata import add_general, add_hyper_parameters, add_sampling, add_tokenizer
+from edgekiln.exporters.gguf_mix import MIXES, Mix, check_group_size, choose, find_mix, tensor_bytes
+from edgekiln.exporters.gguf_tokenizer import read_vocabulary
+from edgekiln.grids import BlockGrid, BlockRows, FloatDtype, Grid
+from edgekiln.safetensors import TensorInfo, TensorReader, widen
+from edgekiln.scheme import Scheme
+
+FORMAT: Final = "gguf"
+#: ggml's name of each float type.
+_FLOATS: Final[Mapping[str, FloatDtype]] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+#: Each worker holds about 8 MB; this bounds the memory of an export on a machine of many processors.
+_MAX_WORKERS: Final = 16
+_GGML_FLOATS: Final = {dtype: name for name, dtype in _FLOATS.items()}
+
+
+def file_name(plan: ExportPlan) -> str:
+    """Return the name of the artifact's file: `model-Q4_K_M.gguf`."""
+    return f"model-{_mix(plan.scheme).label}.gguf"
+
+
+def _mix(scheme: Scheme) -> Mix:
+    return find_mix(scheme.precision, symmetric=scheme.symmetric)
+
+
+def _storage(ggml_type: str) -> Grid | FloatDtype:
+    return _FLOATS[ggml_type] if ggml_type in _FLOATS else BlockGrid(ggml_type)
+
+
+def _ggml_type(storage: Grid | FloatDtype) -> str:
+    if isinstance(storage, str):
+        return _GGML_FLOATS[storage]
+    if not isinstance(storage, BlockGrid):
+        raise StepError(f"a GGUF file cannot hold {storage.name}; plan it with the gguf exporter")
+    return storage.ggml_type
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Rows of one tensor, as they go into the file.
+
+    Attributes:
+        rows: Their bytes, uint8 [rows, bytes of a row]; rows of no bytes if they cannot be stored.
+        bad: Weights that are NaN or infinite.
+        overflowed: Finite weights beyond the float type of the file.
+    """
+
+    rows: NDArray[np.uint8]
+    bad: int = 0
+    overflowed: int = 0
+
+
+@functools.cache
+def _bf16_to_f16() -> NDArray[np.float16]:
+    """Return the float16 nearest to each of the 65,536 bfloat16 numbers (much faster than two casts)."""
+    numbers = np.arange(1 << 16, dtype=np.uint16)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return widen(numbers, "BF16").astype(np.float16)
+
+
+def _round_to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Return finite float32 values as bfloat16, rounded to nearest even like `ggml_fp32_to_bf16_row`."""
+    bits = values.view(np.uint32)
+    return ((bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)).astype(np.uint16)
+
+
+def convert_rows(raw: NDArray[np.generic], source: str, target: FloatDtype) -> NDArray[np.generic]:
+    """Return finite weights, as the checkpoint stores them, in a float type of the file; the input is not changed.
+
+    Args:
+        raw: [rows, columns]; uint16 for BF16, else float16 or float32.
+        source: `BF16`, `F16` or `F32`.
+        target: bfloat16 comes back as uint16.
+
+    Returns:
+        [rows, columns], rounded to nearest even; what overflows is infinite.
+    """
+    if _FLOATS[source] == target:
+        return raw
+    if target == "float16" and source == "BF16":
+        return _bf16_to_f16().take(raw.view(np.uint16))
+    wide = widen(raw, source)  # type: ignore[arg-type]  # uint16, float16 or float32, as `source` says
+    if target == "float32":
+        return wide
+    if target == "bfloat16":
+        return _round_to_bf16(wide)
+    with np.errstate(over="ignore"):
+        return wide.astype(np.float16)
+
+
+def _not_finite(raw: NDArray[np.generic], dtype: str) -> int:
+    """Count NaN and infinity by the exponent bits, without widening."""
+    if dtype == "F32":
+        bits, exponent = raw.view(np.uint32), np.uint32(0x7F800000)
+    else:
+        bits, exponent = raw.view(np.uint16), np.uint16(0x7F80 if dtype == "BF16" else 0x7C00)  # type: ignore[assignment]
+    masked = bits & exponent
+    return int(np.count_nonzero(masked == exponent)) if masked.max() == exponent else 0
+
+
+class Gguf:
+    """Writes one GGUF file, `model-<TYPE>.gguf`."""
+
+    precisions: Mapping[str, str] = MappingProxyType(
+        {name: f"{mix.label}: {mix.meaning}" for name, mix in MIXES.items()}
+    )
+
+    def __init__(self, threads: int | None = None, chunk_weights: int = 1 << 20) -> None:
+        """Set how the work is divided; the file is the same whatever the two are.
+
+        Args:
+            threads: Workers that read and quantize; None takes the processors of this machine.
+            chunk_weights: Weights of one piece of work, rounded to whole rows.
+        """
+        self._threads = threads or min(os.cpu_count() or 1, _MAX_WORKERS)
+        self._chunk_weights = chunk_weights
+
+    def plan(self, checkpoint: Checkpoint, scheme: Scheme) -> ExportPlan:
+        """Decide every tensor's type as llama.cpp's `llama_model_quantize` does.
+
+        Raises:
+            CheckpointError: The tokenizer is malformed.
+            UnsupportedError: GGUF has no such type (NF4), or llama.cpp no such tokenizer.
+            UsageError: The scheme contradicts itself or the container.
+        """
+        mix = _mix(scheme)
+        check_group_size(scheme.precision, scheme.group_size)
+        read_vocabulary(checkpoint)
+        names = _tensor_names(checkpoint)
+        tensors: list[TensorPlan] = []
+        for source, info in checkpoint.tensors.items():
+            choice = choose(mix, scheme, checkpoint.config, names[source], info.shape)
+            tensors.append(
+                TensorPlan(
+                    name=names[source],
+                    sources=(source,),
+                    shape=info.shape,
+                    storage=_storage(choice.ggml_type),
+                    nbytes=tensor_bytes(choice.ggml_type, info.shape),
+                    note=choice.note,
+                )
+            )
+        return ExportPlan(FORMAT, scheme, mix.label, tuple(tensors))
+
+    def write(self, checkpoint: Checkpoint, plan: ExportPlan, directory: Path, quantize: Quantize) -> None:
+        """Write the file, tensor by tensor in row chunks; memory does not grow with the model.
+
+        Raises:
+            StepError: A weight is NaN or infinite, or overflows the type of its tensor.
+        """
+        header = _header(checkpoint, plan)
+        with checkpoint.reader() as reader, (directory / file_name(plan)).open("xb") as file:
+            file.write(header)
+            chunks = self._chunks(checkpoint, plan, reader, quantize)
+            for tensor in plan.tensors:
+                _write_tensor(file, tensor, chunks)
+            _pad(file)
+
+    def tool_versions(self) -> Mapping[str, str]:
+        """Return the versions of the libraries that touch the bytes; the quantizer names its own."""
+        return {name: importlib.metadata.version(name) for name in ("gguf", "numpy")}
+
+    def _chunks(
+        self, checkpoint: Checkpoint, plan: ExportPlan, reader: TensorReader, quantize: Quantize
+    ) -> Iterator[tuple[str, _Chunk]]:
+        """Yield the chunks of all tensors in order, a few of them being made ahead."""
+        ahead: deque[tuple[str, Future[_Chunk]]] = deque()
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="gguf")
+        try:
+            for tensor in plan.tensors:
+                info = checkpoint.tensors[tensor.sources[0]]
+                step = max(1, self._chunk_weights // info.columns)
+                for start in range(0, info.rows, step):
+                    rows = range(start, min(start + step, info.rows))
+                    ahead.append((tensor.name, pool.submit(_make_chunk, reader, info, rows, tensor, quantize)))
+                    while len(ahead) > self._threads + 2:
+                        name, future = ahead.popleft()
+                        yield name, future.result()
+            while ahead:
+                name, future = ahead.popleft()
+                yield name, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _tensor_names(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return llama.cpp's name of every tensor of the checkpoint.
+
+    Raises:
+        CheckpointError: It has none for one of them.
+    """
+    from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
+
+    architecture = next(a for a in MODEL_ARCH if MODEL_ARCH_NAMES[a] == checkpoint.family.gguf_architecture)
+    mapping = get_tensor_name_map(architecture, checkpoint.config.num_layers)
+    names: dict[str, str] = {}
+    for source in checkpoint.tensors:
+        name = mapping.get_name(source, try_suffixes=(".weight", ".bias"))
+        if name is None:
+            raise CheckpointError(
+                f"{checkpoint.directory}: GGUF has no name for {source} of a {architecture.name} model"
+            )
+        names[source] = name
+    return names
+
+
+def _header(checkpoint: Checkpoint, plan: ExportPlan) -> bytes:
+    """Return everything before the data: metadata, then name, shape, type and offset of every tensor."""
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(None, checkpoint.family.gguf_architecture)
+    add_general(writer, checkpoint, _mix(plan.scheme))
+    add_hyper_parameters(writer, checkpoint)
+    add_sampling(writer, checkpoint)
+    add_tokenizer(writer, checkpoint, read_vocabulary(checkpoint))
+    return pack_header(writer, [TensorEntry(t.name, t.shape, _ggml_type(t.storage), t.nbytes) for t in plan.tensors])
+
+
+def _pad(file: BinaryIO) -> None:
+    """Fill up to the alignment at which every tensor, and the end of the file, lies."""
+    from gguf import GGUF_DEFAULT_ALIGNMENT
+
+    file.write(bytes(-file.tell() % GGUF_DEFAULT_ALIGNMENT))
+
+
+def _write_tensor(file: BinaryIO, tensor: TensorPlan, chunks: Iterator[tuple[str, _Chunk]]) -> None:
+    """Write one tensor's chunks, of which `chunks` yields exactly its own next."""
+    _pad(file)
+    left, bad, overflowed, rows = tensor.nbytes, 0, 0, 0
+    while rows < int(np.prod(tensor.shape[:-1], dtype=np.int64)):
+        name, chunk = next(chunks)
+        rows, bad, overflowed = rows + len(chunk.rows), bad + chunk.bad, overflowed + chunk.overflowed
+        if name != tensor.name:
+            raise StepError(f"chunks are out of order: {name} came where {tensor.name} was due")
+        if not bad:
+            file.write(chunk.rows.data)
+            left -= chunk.rows.nbytes
+    if bad:
+        raise StepError(
+            f"{tensor.sources[0]} has {bad} weights that are NaN or infinite; fetch the checkpoint again, "
+            "or look at how it was trained"
+        )
+    if overflowed:
+        raise StepError(
+            f"{tensor.sources[0]} has {overflowed} weights that overflow {_ggml_type(tensor.storage)}; "
+            "export at bf16 instead"
+        )
+    if left:
+        raise StepError(
+            f"{tensor.name} has {tensor.nbytes - left} bytes, not {tensor.nbytes} as planned; its quantizer is wrong"
+        )
+
+
+def _make_chunk(reader: TensorReader, info: TensorInfo, rows: range, tensor: TensorPlan, quantize: Quantize) -> _Chunk:
+    """Read rows and bring them into the form of the file."""
+    raw = reader.raw_rows(info, rows.start, rows.stop)
+    if bad := _not_finite(raw, info.dtype):
+        return _Chunk(np.empty((len(rows), 0), np.uint8), bad=bad)
+    if isinstance(tensor.storage, str):
+        converted = convert_rows(raw, info.dtype, tensor.storage)
+        overflowed = _not_finite(converted, _ggml_type(tensor.storage))
+        return _Chunk(np.ascontiguousarray(converted).view(np.uint8), overflowed=overflowed)
+    try:
+        quantized = quantize(widen(raw, info.dtype), tensor.storage)  # type: ignore[arg-type]
+    except StepError as error:
+        raise StepError(f"{info.name}: {error}") from None
+    if not isinstance(quantized, BlockRows) or quantized.grid != tensor.storage:
+        raise StepError(f"{tensor.name} was to be {tensor.storage.name}, but its quantizer returned another grid")
+    return _Chunk(np.ascontiguousarray(quantized.blocks))

@@ -1,0 +1,115 @@
+"""The key-value part of a GGUF file: hyper-parameters, tokenizer, chat template, sampling defaults.
+
+The keys are those of the GGUF specification (ggml's docs/gguf.md) as `gguf.GGUFWriter` writes them. Every value comes
+from the checkpoint's files, none from its path, so that equal checkpoints give equal files.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from edgekiln.checkpoint import Checkpoint
+from edgekiln.errors import CheckpointError, UnsupportedError
+from edgekiln.exporters.gguf_mix import Mix
+from edgekiln.exporters.gguf_tokenizer import Vocabulary
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+#: Ends of generation that llama.cpp recognises by their text (src/llama-vocab.cpp), whatever the metadata says.
+_KNOWN_ENDS: Final = frozenset({"<|im_end|>", "<|endoftext|>"})
+_HUB_ID: Final = re.compile(r"[\w.-]+/([\w.-]+)")
+
+
+def model_name(checkpoint: Checkpoint) -> str:
+    """Return a name for the model: that of its Hub id if config.json has one, else family and size."""
+    from gguf.utility import size_label
+
+    recorded = checkpoint.config.raw.get("_name_or_path")
+    if isinstance(recorded, str) and (match := _HUB_ID.fullmatch(recorded)):
+        return match[1]
+    count = checkpoint.weight_count
+    return f"{checkpoint.config.model_type.capitalize()} {size_label(count, count, 0, 0)}"
+
+
+def add_general(writer: GGUFWriter, checkpoint: Checkpoint, mix: Mix) -> None:
+    """Add `general.*`; the architecture is added by the writer itself."""
+    from gguf import GGML_QUANT_VERSION, GGUFType
+    from gguf.utility import size_label
+
+    count = checkpoint.weight_count
+    writer.add_type(GGUFType.MODEL)
+    writer.add_name(model_name(checkpoint))
+    writer.add_size_label(size_label(count, count, 0, 0))
+    writer.add_file_type(mix.file_type)
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+
+
+def add_hyper_parameters(writer: GGUFWriter, checkpoint: Checkpoint) -> None:
+    """Add `<architecture>.*`."""
+    config = checkpoint.config
+    writer.add_block_count(config.num_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+
+
+def add_sampling(writer: GGUFWriter, checkpoint: Checkpoint) -> None:
+    """Add `general.sampling.*` for what generation_config.json says, as llama.cpp's converter does."""
+    sampling = checkpoint.config.sampling
+    if (top_k := sampling.top_k) is not None:
+        writer.add_sampling_top_k(top_k)
+    if (top_p := sampling.top_p) is not None:
+        writer.add_sampling_top_p(top_p)
+    if (min_p := sampling.min_p) is not None:
+        writer.add_sampling_min_p(min_p)
+    if (temperature := sampling.temperature) is not None:
+        writer.add_sampling_temp(temperature)
+    if (penalty := sampling.repetition_penalty) is not None:
+        writer.add_sampling_penalty_repeat(penalty)
+
+
+def _checked_id(checkpoint: Checkpoint, what: str, number: int) -> int:
+    if not 0 <= number < checkpoint.config.vocab_size:
+        raise CheckpointError(
+            f"{checkpoint.directory}: {what} is {number}, but the vocabulary has {checkpoint.config.vocab_size} tokens"
+        )
+    return number
+
+
+def add_tokenizer(writer: GGUFWriter, checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
+    """Add `tokenizer.*`.
+
+    Raises:
+        CheckpointError: A special token's id is outside of the vocabulary, or there is no end of generation.
+        UnsupportedError: There are more ends of generation than GGUF has keys for.
+    """
+    config = checkpoint.config
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types([int(kind) for kind in vocabulary.types])
+    writer.add_token_merges(vocabulary.merges)
+    ends = [_checked_id(checkpoint, "eos_token_id", number) for number in config.eos_token_ids]
+    if not ends:
+        raise CheckpointError(f"{checkpoint.directory} has no eos_token_id in generation_config.json or config.json")
+    writer.add_eos_token_id(ends[0])
+    others = [number for number in ends[1:] if vocabulary.tokens[number] not in _KNOWN_ENDS]
+    if len(others) > 2:
+        raise UnsupportedError(f"{checkpoint.directory} has {len(ends)} eos tokens; GGUF has keys for three")
+    for number, add in zip(others, (writer.add_eot_token_id, writer.add_eom_token_id), strict=False):
+        add(number)
+    if config.bos_token_id is not None:
+        writer.add_bos_token_id(_checked_id(checkpoint, "bos_token_id", config.bos_token_id))
+    if config.pad_token_id is not None:
+        writer.add_pad_token_id(_checked_id(checkpoint, "pad_token_id", config.pad_token_id))
+    writer.add_add_bos_token(False)
+    if (template := checkpoint.chat_template) is not None:
+        writer.add_chat_template(template)

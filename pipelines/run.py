@@ -1,0 +1,426 @@
+"""Running a plan: reference, exports, validation, latency, verdicts, report.
+
+Every piece of work is a step in a store, but latency, which is measured anew and alone. A build that fails does not
+stop the others; what happened to each is in the report, and the gravest of it is the exit code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from pydantic import TypeAdapter
+
+from edgekiln.artifact import MANIFEST, Manifest, write_atomically
+from edgekiln.checkpoint import Checkpoint, open_checkpoint
+from edgekiln.console import Console
+from edgekiln.errors import EdgekilnError, ExitCode, UnsupportedError, worst
+from edgekiln.exporters.base import ExportPlan
+from edgekiln.host import logical_cores, memory_bytes, processor_name, tool_versions
+from edgekiln.pipelines.export import check_outside, plan_export, write_artifact
+from edgekiln.pipelines.measure import Subject, Timing, time_alternating
+from edgekiln.pipelines.plan import Build, Plan, physical_cores
+from edgekiln.pipelines.settings import Settings
+from edgekiln.pipelines.verdict import (
+    Timings,
+    check_reports,
+    flatten,
+    gate_reports,
+    judge_gates,
+    latency_report,
+    missing_reasons,
+    parity_report,
+    verdict,
+)
+from edgekiln.pipelines.workspace import publish, workspace
+from edgekiln.process import Limits
+from edgekiln.scheme import Scheme
+from edgekiln.steps import LocalStore, Step, Store
+from edgekiln.validators import RUNTIME_NAMES
+from edgekiln.validators.base import MeasurementProtocol
+from edgekiln.validators.corpus import read_corpus
+from edgekiln.validators.kinds import identify
+from edgekiln.validators.markdown import render_markdown
+from edgekiln.validators.report import (
+    BuildReport,
+    CheckpointReport,
+    CorpusReport,
+    HostReport,
+    ProtocolReport,
+    Report,
+    TargetsReport,
+)
+from edgekiln.validators.validate import ArtifactMetrics, Reference, make_reference, open_reference, validate_artifact
+
+REPORT: Final = "report.json"
+REPORT_MARKDOWN: Final = "report.md"
+_METRICS: Final = "metrics.json"
+_REFERENCE: Final = "Transformers on the fp16-rounded weights, computed in float32 on the CPU"
+#: The container whose fp16 artifact is the fair baseline of a format.
+BASELINE_FORMAT: Final[Mapping[str, str]] = MappingProxyType({"onnx": "onnx", "foundry-local": "onnx", "gguf": "gguf"})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    report: Report
+    exit_code: ExitCode
+
+
+@dataclass
+class Cell:
+    """A build on its way; each phase fills in what it found.
+
+    Attributes:
+        build: What is to be made.
+        plan: Decided from metadata; None when the cell is unsupported.
+        unsupported: Why it cannot be made.
+        error: What stopped it.
+    """
+
+    build: Build
+    plan: ExportPlan | None = None
+    unsupported: str | None = None
+    error: EdgekilnError | None = None
+    artifact: Path | None = None
+    manifest: Manifest | None = None
+    export_seconds: float | None = None
+    metrics: ArtifactMetrics | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Nothing has stopped it so far."""
+        return self.plan is not None and self.error is None
+
+
+def make_protocol(settings: Settings, threads: int) -> MeasurementProtocol:
+    """Return how things are measured under these settings; each repeat of latency is a process of its own."""
+    return MeasurementProtocol(
+        window=settings.window,
+        windows=settings.windows,
+        greedy_tokens=settings.greedy_tokens,
+        prefill_tokens=settings.prefill_tokens,
+        decode_tokens=settings.decode_tokens,
+        warmups=settings.warmups,
+        repeats=1,
+        processes=settings.repeats,
+        threads=threads,
+        context=max(512, settings.window, settings.prefill_tokens + 1, settings.decode_tokens + 1),
+    )
+
+
+class Session:
+    """What all builds of one checkpoint share: settings, reference, store, logs."""
+
+    def __init__(self, checkpoint: Checkpoint, settings: Settings, store: Store, logs: Path, console: Console) -> None:
+        self.checkpoint = checkpoint
+        self.settings = settings
+        self.store = store
+        self.logs = logs
+        self.console = console
+        self.limits = Limits(seconds=settings.step_timeout_seconds)
+        self.threads = settings.threads or physical_cores()
+        self.protocol = make_protocol(settings, self.threads)
+        self._published: dict[str, Path] = {}
+
+    def log(self, name: str) -> Path:
+        """Return the log file of a build or of the reference."""
+        return self.logs / f"{name}.log"
+
+    def reference(self) -> Reference:
+        """Return the reference's results, running it once."""
+        corpus = read_corpus(self.settings.corpus)
+        parameters = {**dataclasses.asdict(self.protocol), "corpus": corpus.sha256}
+
+        def run(directory: Path) -> None:
+            make_reference(
+                self.checkpoint,
+                self.protocol,
+                directory,
+                log=self.log("reference"),
+                corpus=self.settings.corpus,
+                limits=self.limits,
+            )
+
+        with self.console.step("reference", "logits and replies of the checkpoint"):
+            path = self.store.get(Step("reference", (self.checkpoint.identity,), parameters, run))
+        return open_reference(path, self.checkpoint)
+
+    def export(self, plan: ExportPlan, requested: str, *, publish_as: str | None = None) -> tuple[Path, Manifest]:
+        """Return the artifact of a plan and its manifest, making it if need be.
+
+        Args:
+            plan: What to make.
+            requested: Precision as the user named it.
+            publish_as: A build's id: the artifact is moved to where it stays.
+        """
+        parameters = {"format": plan.format, "scheme": dataclasses.asdict(plan.scheme), "requested": requested}
+
+        def run(directory: Path) -> None:
+            write_artifact(self.checkpoint, plan, requested, directory)
+
+        step = Step("export", (self.checkpoint.identity,), parameters, run)
+        path = self._published.get(step.key) or self.store.get(step)
+        manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
+        if publish_as is not None:
+            path = self._published[step.key] = publish(path, manifest, self.settings.out, publish_as)
+        return path, manifest
+
+    def validate(self, name: str, artifact: Path, reference: Reference, threads: int) -> ArtifactMetrics:
+        """Return what validation finds out about an artifact, latency left out."""
+        protocol = dataclasses.replace(self.protocol, threads=threads)
+        metrics = TypeAdapter(ArtifactMetrics)
+
+        def run(directory: Path) -> None:
+            found = validate_artifact(
+                artifact, reference, protocol, log=self.log(name), limits=self.limits
+            )
+            (directory / _METRICS).write_bytes(metrics.dump_json(found))
+
+        inputs = (str(artifact), str(reference.directory))
+        path = self.store.get(Step("validate", inputs, dataclasses.asdict(protocol), run))
+        return metrics.validate_json((path / _METRICS).read_bytes())
+
+    def time(self, group: str, subjects: Mapping[str, Subject], reference: Reference, threads: int) -> dict[str, Timing]:
+        """Return latencies, measured in turn."""
+        protocol = dataclasses.replace(self.protocol, threads=threads)
+        return time_alternating(
+            subjects, reference, protocol, group=group, limits=self.limits, console=self.console
+        )
+
+    def time_reference(self, reference: Reference) -> Timing:
+        """Return the latency of the reference itself."""
+        subject = Subject("reference", self.checkpoint.directory, self.log("reference"))
+        return self.time("reference", {"reference": subject}, reference, self.threads)["reference"]
+
+    def baseline(self, format_name: str) -> Subject | EdgekilnError:
+        """Return the fp16 artifact of the same container as something to time, or why there is none."""
+        container = BASELINE_FORMAT[format_name]
+        name = f"fp16-{container}"
+        try:
+            plan = plan_export(self.checkpoint, container, Scheme("fp16"))
+            with self.console.step(name, "exporting the baseline"):
+                path, _ = self.export(plan, "fp16")
+        except EdgekilnError as error:
+            return error
+        return Subject(container, identify(path).path, self.log(name))
+
+
+def prepare(plan: Plan, checkpoint: Checkpoint) -> list[Cell]:
+    """Decide every tensor of every build from metadata, before anything is written.
+
+    Raises:
+        UsageError: A scheme contradicts itself or the shapes.
+    """
+    cells = []
+    for build in plan.builds:
+        cell = Cell(build, unsupported=build.unsupported)
+        if cell.unsupported is None:
+            try:
+                cell.plan = plan_export(checkpoint, build.format, build.scheme)
+            except UnsupportedError as error:
+                cell.unsupported = str(error)
+        cells.append(cell)
+    return cells
+
+
+def run_plan(plan: Plan, console: Console) -> Outcome:
+    """Make, run and judge every build of a plan, and write the report.
+
+    Raises:
+        UsageError: The checkpoint or a scheme is impossible; nothing was written.
+        MachineError: The output folder cannot be used.
+    """
+    settings = plan.settings.values
+    checkpoint = open_checkpoint(settings.checkpoint, offline=settings.offline)
+    check_outside(settings.out, checkpoint)
+    cells = prepare(plan, checkpoint)
+    with workspace(settings.out) as scratch:
+        logs = settings.out / "logs"
+        for name in ("reference", *(cell.build.id for cell in cells)):
+            (logs / f"{name}.log").unlink(missing_ok=True)
+        session = Session(checkpoint, settings, LocalStore(scratch), logs, console)
+        living = [cell for cell in cells if cell.alive]
+        groups = {(BASELINE_FORMAT[cell.build.format], cell.build.threads) for cell in living}
+        console.expect(2 * len(living) + (1 + settings.repeats if living else 0) + len(groups) * (1 + settings.repeats))
+        reference = _run_reference(session, living)
+        for cell in living:
+            _make(cell, session, reference)
+        timings = _time_all(living, session, reference)
+        builds = tuple(_report(cell, timings.get(cell.build.id), settings.out) for cell in cells)
+        report = _assemble(plan, checkpoint, reference, session, builds)
+        write_atomically(settings.out / REPORT, report.to_json())
+        write_atomically(settings.out / REPORT_MARKDOWN, render_markdown(report))
+    return Outcome(report, worst(_exit_code(cell, build) for cell, build in zip(cells, builds, strict=True)))
+
+
+def _run_reference(session: Session, living: list[Cell]) -> Reference | None:
+    """Run the reference if any build needs it; if it fails, no build can be judged."""
+    if not living:
+        return None
+    try:
+        return session.reference()
+    except EdgekilnError as error:
+        for cell in living:
+            cell.error = error
+        return None
+
+
+def _make(cell: Cell, session: Session, reference: Reference | None) -> None:
+    """Export, publish and validate one build; what goes wrong is the build's own."""
+    build = cell.build
+    if cell.plan is None or reference is None:
+        return
+    try:
+        begin = time.monotonic()
+        with session.console.step(build.id, f"exporting {cell.plan.container_type}"):
+            cell.artifact, cell.manifest = session.export(cell.plan, build.requested, publish_as=build.id)
+        cell.export_seconds = time.monotonic() - begin
+        with session.console.step(build.id, f"structure and parity in {RUNTIME_NAMES[build.format]}"):
+            cell.metrics = session.validate(build.id, cell.artifact, reference, build.threads)
+    except EdgekilnError as error:
+        session.console.say(f"{build.id}: {error}")
+        cell.error = error
+
+
+def _time_all(living: list[Cell], session: Session, reference: Reference | None) -> dict[str, Timings]:
+    """Time everything that ran, grouped so that what is compared alternates."""
+    ready = [cell for cell in living if cell.alive and cell.metrics is not None and cell.metrics.parity is not None]
+    if reference is None or not ready:
+        return {}
+    of_reference = session.time_reference(reference)
+    timings: dict[str, Timings] = {}
+    groups: dict[tuple[str, int], list[Cell]] = {}
+    for cell in ready:
+        groups.setdefault((BASELINE_FORMAT[cell.build.format], cell.build.threads), []).append(cell)
+    for (container, threads), cells in groups.items():
+        baseline = session.baseline(container)
+        subjects = {
+            cell.build.id: Subject(cell.build.format, identify(cell.artifact).path, session.log(cell.build.id))
+            for cell in cells
+            if cell.artifact is not None
+        }
+        if isinstance(baseline, Subject):
+            subjects["fp16"] = baseline
+        found = session.time(container, subjects, reference, threads)
+        fp16 = found.get("fp16", baseline if isinstance(baseline, EdgekilnError) else None)
+        for cell in cells:
+            timings[cell.build.id] = Timings(found[cell.build.id], of_reference, fp16)
+    return timings
+
+
+def _report(cell: Cell, timings: Timings | None, out: Path) -> BuildReport:
+    """Judge one build and describe it."""
+    build = cell.build
+    base = BuildReport(
+        id=build.id,
+        target=build.target.name,
+        format=build.format,
+        requested=build.requested,
+        precision=build.precision,
+        container_type=cell.plan.container_type if cell.plan else None,
+        status="unsupported" if cell.plan is None else "error",
+        reason=cell.unsupported or str(cell.error),
+        artifact=cell.artifact.relative_to(out).as_posix() if cell.artifact else None,
+        export_seconds=cell.export_seconds,
+        notes=tuple(f"{t.name}: {t.note}" for t in cell.plan.tensors if t.note) if cell.plan else (),
+        log=f"logs/{build.id}.log" if cell.artifact else None,
+    )
+    if cell.metrics is None:
+        return base
+    timings = timings or Timings(None, None, None)
+    metrics, checks = cell.metrics, check_reports(cell.metrics)
+    parity = parity_report(metrics, RUNTIME_NAMES[build.format])
+    values = flatten(metrics, parity, timings.artifact)
+    outcomes = judge_gates(build.gates, values, timings, missing_reasons(metrics, timings))
+    status, reason = verdict(checks, outcomes, build.allow_not_measured)
+    return base.model_copy(
+        update={
+            "status": status if cell.error is None else "error",
+            "reason": reason if cell.error is None else str(cell.error),
+            "size_bytes": metrics.size_bytes,
+            "weights_bytes": metrics.weights_bytes,
+            "bits_per_weight": metrics.bits_per_weight,
+            "structure": checks,
+            "parity": parity,
+            "latency": latency_report(timings, build.threads),
+            "gates": gate_reports(outcomes),
+        }
+    )
+
+
+def describe_host() -> HostReport:
+    """Return this machine as reports name it."""
+    import platform
+
+    return HostReport(
+        system=f"{platform.system()} {platform.release()}",
+        machine=platform.machine(),
+        processor=processor_name(),
+        logical_cores=logical_cores(),
+        memory_bytes=memory_bytes(),
+    )
+
+
+def describe_checkpoint(checkpoint: Checkpoint, reference: Reference | None) -> CheckpointReport:
+    """Return the checkpoint as reports name it."""
+    return CheckpointReport(
+        source=checkpoint.source,
+        revision=checkpoint.revision,
+        identity=checkpoint.identity,
+        model_type=checkpoint.config.model_type,
+        weights=checkpoint.weight_count,
+        fp16_overflows=reference.overflowed if reference else None,
+        fp16_underflows=reference.underflowed if reference else None,
+    )
+
+
+def describe_protocol(session: Session, reference: Reference, threads: set[int]) -> ProtocolReport:
+    """Return how it was measured."""
+    protocol = session.protocol
+    return ProtocolReport(
+        window=protocol.window,
+        scored_tokens=reference.scored_tokens,
+        threads=threads.pop() if len(threads) == 1 else None,
+        repeats=protocol.processes,
+        warmups=protocol.warmups,
+        prefill_tokens=protocol.prefill_tokens,
+        decode_tokens=protocol.decode_tokens,
+        greedy_tokens=protocol.greedy_tokens,
+        greedy_prompts=reference.greedy_prompts,
+        reference=_REFERENCE,
+    )
+
+
+def _assemble(
+    plan: Plan, checkpoint: Checkpoint, reference: Reference | None, session: Session, builds: tuple[BuildReport, ...]
+) -> Report:
+    return Report(
+        checkpoint=describe_checkpoint(checkpoint, reference),
+        tools=tool_versions(),
+        host=describe_host(),
+        targets=TargetsReport(name=plan.targets.name, sha256=plan.targets.document.sha256),
+        pipeline=plan.pipeline.spec.name,
+        corpus=CorpusReport(**reference.corpus) if reference else None,
+        protocol=describe_protocol(session, reference, {build.threads for build in plan.builds}) if reference else None,
+        builds=builds,
+    )
+
+
+def _exit_code(cell: Cell, build: BuildReport) -> ExitCode:
+    """Return what one build contributes to the exit code."""
+    match build.status:
+        case "passed":
+            return ExitCode.PASSED
+        case "failed":
+            return ExitCode.GATE_FAILED
+        case "unsupported":
+            return ExitCode.PASSED if cell.build.allow_unsupported else ExitCode.UNSUPPORTED
+        case "error":
+            return cell.error.exit_code if cell.error is not None else ExitCode.STEP_FAILED

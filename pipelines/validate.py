@@ -1,0 +1,124 @@
+"""Judging one artifact of any origin, with the same steps and the same report as a build."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from edgekiln.checkpoint import open_checkpoint
+from edgekiln.console import Console
+from edgekiln.errors import ExitCode
+from edgekiln.host import tool_versions
+from edgekiln.pipelines.measure import Subject
+from edgekiln.pipelines.run import (
+    BASELINE_FORMAT,
+    Outcome,
+    Session,
+    describe_checkpoint,
+    describe_host,
+    describe_protocol,
+)
+from edgekiln.pipelines.settings import Settings
+from edgekiln.pipelines.verdict import (
+    Timings,
+    check_reports,
+    flatten,
+    gate_reports,
+    judge_gates,
+    latency_report,
+    missing_reasons,
+    parity_report,
+    verdict,
+)
+from edgekiln.steps import LocalStore
+from edgekiln.validators import RUNTIME_NAMES
+from edgekiln.validators.gates import Gate, combine, default_gates
+from edgekiln.validators.kinds import ArtifactKind, identify
+from edgekiln.validators.report import BuildReport, CorpusReport, Report
+from edgekiln.validators.storage import main_type
+from edgekiln.validators.validate import ArtifactMetrics, Reference
+
+#: Speeds of an artifact that someone else made are judged by the gates that the user gives.
+_SPEED_METRICS = frozenset({"decode_tokens_per_second", "prefill_tokens_per_second"})
+
+
+def run_validation(artifact: Path, settings: Settings, limits: tuple[Gate, ...], console: Console) -> Outcome:
+    """Measure and judge one artifact.
+
+    Args:
+        artifact: A GGUF file, or a directory that ORT GenAI or Foundry Local loads.
+        settings: `checkpoint` is the reference; `out` is not used, since nothing is kept.
+        limits: Gates of the user's; each replaces the default for the same metric.
+        console: Shows the steps.
+
+    Raises:
+        ArtifactError: There is no artifact, or its runtime cannot run it.
+        UnsupportedError: It is of no known kind, or the reference of no known family.
+    """
+    kind = identify(artifact)
+    checkpoint = open_checkpoint(settings.checkpoint, offline=settings.offline)
+    with tempfile.TemporaryDirectory(prefix="edgekiln-") as scratch:
+        session = Session(checkpoint, settings, LocalStore(Path(scratch)), Path(scratch) / "logs", console)
+        console.expect(4 + 2 * settings.repeats)
+        reference = session.reference()
+        with console.step(artifact.name, f"structure and parity in {RUNTIME_NAMES[kind.format]}"):
+            metrics = session.validate("artifact", artifact, reference, session.threads)
+        timings = _time(kind, session, reference, metrics)
+        build = _judge(artifact, kind, metrics, timings, limits, session.threads)
+        report = Report(
+            checkpoint=describe_checkpoint(checkpoint, reference),
+            tools=tool_versions(),
+            host=describe_host(),
+            corpus=CorpusReport(**reference.corpus),
+            protocol=describe_protocol(session, reference, {session.threads}),
+            builds=(build,),
+        )
+    return Outcome(report, ExitCode.PASSED if build.status == "passed" else ExitCode.GATE_FAILED)
+
+
+def _time(kind: ArtifactKind, session: Session, reference: Reference, metrics: ArtifactMetrics) -> Timings:
+    """Time artifact and baselines, where the artifact ran at all."""
+    if metrics.parity is None:
+        return Timings(None, None, None)
+    of_reference = session.time_reference(reference)
+    baseline = session.baseline(kind.format)
+    subjects = {"artifact": Subject(kind.format, kind.path, session.log("artifact"))}
+    if isinstance(baseline, Subject):
+        subjects["fp16"] = baseline
+    found = session.time(BASELINE_FORMAT[kind.format], subjects, reference, session.threads)
+    return Timings(found["artifact"], of_reference, found["fp16"] if isinstance(baseline, Subject) else baseline)
+
+
+def _judge(
+    artifact: Path,
+    kind: ArtifactKind,
+    metrics: ArtifactMetrics,
+    timings: Timings,
+    limits: tuple[Gate, ...],
+    threads: int,
+) -> BuildReport:
+    """Judge by the user's gates over the defaults of the precision that most weights have."""
+    precision = main_type(metrics.weights_by_type)
+    defaults = [gate for gate in default_gates(precision) if gate.metric not in _SPEED_METRICS] if precision else []
+    checks = check_reports(metrics)
+    parity = parity_report(metrics, RUNTIME_NAMES[kind.format])
+    values = flatten(metrics, parity, timings.artifact)
+    outcomes = judge_gates(combine(defaults, limits), values, timings, missing_reasons(metrics, timings))
+    status, reason = verdict(checks, outcomes)
+    return BuildReport(
+        id=artifact.name,
+        target=None,
+        format=kind.format,
+        requested=None,
+        precision=precision,
+        container_type=", ".join(f"{name} {count:,}" for name, count in metrics.weights_by_type.items()) or None,
+        status=status,
+        reason=reason,
+        size_bytes=metrics.size_bytes,
+        weights_bytes=metrics.weights_bytes,
+        bits_per_weight=metrics.bits_per_weight,
+        structure=checks,
+        parity=parity,
+        latency=latency_report(timings, threads),
+        gates=gate_reports(outcomes),
+    )

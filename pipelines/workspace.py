@@ -1,0 +1,88 @@
+"""The output folder of a build: one run at a time, scratch space inside it, artifacts published into it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from edgekiln.artifact import CHECKSUMS, Manifest, list_files, staged, write_atomically
+from edgekiln.errors import MachineError, StepError
+
+_SCRATCH: Final = ".edgekiln"
+_LOCK: Final = ".edgekiln.lock"
+#: The name that leads to the newest artifact of a build.
+LATEST: Final = "latest"
+
+
+@contextmanager
+def workspace(out: Path) -> Iterator[Path]:
+    """Yield an empty scratch directory inside `out`, which belongs to this run alone and is removed at its end.
+
+    It lies in `out` so that an artifact becomes visible there by a rename on the same file system. What a killed run
+    left is removed first.
+
+    Raises:
+        MachineError: Another run works in `out`, or it cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / _LOCK, timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise MachineError(f"another edgekiln runs in {out}; wait for it or choose another --out") from None
+    except OSError as error:
+        raise MachineError(f"cannot write into {out}: {error.strerror}; choose another --out") from None
+    scratch = out / _SCRATCH
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        lock.release()
+        (out / _LOCK).unlink(missing_ok=True)
+
+
+def publish(artifact: Path, manifest: Manifest, out: Path, build_id: str) -> Path:
+    """Move a finished artifact to `out/BUILD_ID/DIGEST`, named by its content, and point `latest` to it.
+
+    It is moved, not linked: ONNX's checker refuses data files with more than one hard link.
+
+    Raises:
+        StepError: An artifact of that name is there already and is not what it was.
+    """
+    listing = "".join(f"{entry.sha256}  {entry.path}\n" for entry in manifest.files)
+    destination = out / build_id / hashlib.sha256(listing.encode()).hexdigest()[:12]
+    if destination.exists():
+        _check_unchanged(destination, manifest)
+    else:
+        with staged(destination) as directory:
+            for path in artifact.iterdir():
+                path.rename(directory / path.name)
+    shutil.rmtree(artifact)
+    _point(destination.parent / LATEST, destination.name)
+    return destination
+
+
+def _check_unchanged(directory: Path, manifest: Manifest) -> None:
+    kept = {"manifest.json", CHECKSUMS}
+    if tuple(entry for entry in list_files(directory) if entry.path not in kept) != manifest.files:
+        raise StepError(f"{directory} was changed after it was built; remove it and build again")
+
+
+def _point(link: Path, name: str) -> None:
+    """Make `link` lead to its sibling `name`, replacing what it led to before in one step."""
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    try:
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(name, target_is_directory=True)
+        temporary.replace(link)
+    except OSError:  # Windows without the right to make links
+        write_atomically(link.with_suffix(".txt"), name + "\n")

@@ -1,0 +1,197 @@
+"""ggml's block types, quantized by ggml itself.
+
+llama.cpp's `libggml-base` defines these formats: its `ggml_quantize_chunk` is what `llama_model_quantize` calls, so
+the bytes are those of llama.cpp by construction. The library lies in the installed `llama_cpp` package and is loaded
+by ctypes alone; importing `llama_cpp` would load (and let speak) the whole of llama.cpp.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekiln.errors import MachineError, StepError, UnsupportedError, UsageError, nearest
+from edgekiln.grids import BlockGrid, BlockRows, Grid, QuantizedRows
+
+#: What the library is called on Linux, macOS and Windows.
+LIBRARY_NAMES: Final = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll", "libggml-base.dll")
+_PACKAGE: Final = "llama_cpp"
+_DISTRIBUTION: Final = "llama-cpp-python"
+
+
+def find_library() -> Path:
+    """Return the path of the installed `libggml-base`, without importing `llama_cpp`.
+
+    Raises:
+        MachineError: llama-cpp-python is not installed, or without its libraries.
+    """
+    spec = importlib.util.find_spec(_PACKAGE)
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        for name in LIBRARY_NAMES:
+            path = Path(location) / "lib" / name
+            if path.exists():
+                return path
+    raise MachineError(
+        f"{' / '.join(LIBRARY_NAMES)} was not found in the {_PACKAGE} package; "
+        f"install it with 'pip install {_DISTRIBUTION}'"
+    )
+
+
+@functools.cache
+def library_version() -> Mapping[str, str]:
+    """Return the version of llama-cpp-python and the sha256 of the library that quantizes, for manifests.
+
+    The package is usually compiled on the machine that runs it, so its version alone does not name the code.
+    """
+    with find_library().open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {_DISTRIBUTION: importlib.metadata.version(_DISTRIBUTION), "libggml-base": f"sha256:{digest}"}
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    """Load the library once; ctypes releases the GIL during its calls."""
+    path = find_library()
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise MachineError(f"cannot load {path}: {error}; reinstall {_DISTRIBUTION}") from None
+    kind, count = ctypes.c_int, ctypes.c_int64
+    for name, result, arguments in (
+        ("ggml_quantize_init", None, [kind]),
+        ("ggml_quantize_requires_imatrix", ctypes.c_bool, [kind]),
+        ("ggml_type_name", ctypes.c_char_p, [kind]),
+        ("ggml_blck_size", count, [kind]),
+        ("ggml_row_size", ctypes.c_size_t, [kind, count]),
+        ("ggml_validate_row_data", ctypes.c_bool, [kind, ctypes.c_void_p, ctypes.c_size_t]),
+        (
+            "ggml_quantize_chunk",
+            ctypes.c_size_t,
+            [kind, ctypes.c_void_p, ctypes.c_void_p, count, count, count, ctypes.c_void_p],
+        ),
+    ):
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+@dataclass(frozen=True)
+class _BlockType:
+    """One block type, as the loaded library knows it."""
+
+    name: str
+    number: int
+    block: int
+    to_float: Callable[[int, int, int], None]
+
+    def row_bytes(self, columns: int) -> int:
+        """Bytes of a row of `columns` weights."""
+        return int(_library().ggml_row_size(self.number, columns))
+
+
+@functools.cache
+def _block_type(name: str) -> _BlockType:
+    """Look a type up, with the tables that its quantizer needs set up.
+
+    Raises:
+        UsageError: ggml has no such block type.
+        UnsupportedError: It needs an importance matrix.
+    """
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    blocks = [kind.name for kind, (block, _) in GGML_QUANT_SIZES.items() if block > 1]
+    if name not in blocks:
+        raise UsageError(f"ggml has no block type {name!r}; {nearest(name, blocks)}")
+    library, number = _library(), int(GGMLQuantizationType[name])
+    if library.ggml_quantize_requires_imatrix(number):
+        raise UnsupportedError(
+            f"{name} needs an importance matrix, which Edgekiln does not make; choose IQ4_XS or Q3_K"
+        )
+    symbol = f"dequantize_row_{library.ggml_type_name(number).decode()}"  # the type's own `to_float`
+    if not hasattr(library, symbol):
+        raise UnsupportedError(f"the installed ggml cannot quantize to {name}; choose Q4_0, Q8_0 or a K-quant")
+    to_float = getattr(library, symbol)
+    to_float.restype, to_float.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    library.ggml_quantize_init(number)
+    return _BlockType(name, number, int(library.ggml_blck_size(number)), to_float)
+
+
+@dataclass(frozen=True)
+class Ggml:
+    """Quantizes to a `BlockGrid`: Q4_0, Q8_0, the K-quants, IQ4_NL and the rest.
+
+    Attributes:
+        threads: Threads that share one call, by ranges of rows; the bytes are the same whatever the number. One is
+            right for an exporter that already calls from several threads.
+    """
+
+    threads: int = 1
+
+    def quantize(self, rows: NDArray[np.float32], grid: Grid) -> BlockRows:
+        """Return `rows`, float32 [rows, columns], on `grid`; the input is not changed.
+
+        Raises:
+            UsageError: The grid is no `BlockGrid`, or a row does not divide into its blocks.
+            StepError: A weight is NaN or infinite, or too large for the grid's float16 scales.
+        """
+        if not isinstance(grid, BlockGrid):
+            raise UsageError(f"the ggml quantizer serves ggml's block types, not {grid.name}; use its own quantizer")
+        kind, (count, columns) = _block_type(grid.ggml_type), rows.shape
+        if columns % kind.block:
+            raise UsageError(f"rows of {columns} weights do not divide into {kind.name} blocks of {kind.block}")
+        if bad := rows.size - int(np.count_nonzero(np.isfinite(rows))):
+            raise StepError(f"{bad} weights are NaN or infinite, which {kind.name} cannot hold")
+        source = np.ascontiguousarray(rows, dtype=np.float32)
+        blocks = np.empty((count, kind.row_bytes(columns)), dtype=np.uint8)
+
+        def run(start: int, stop: int) -> None:
+            _library().ggml_quantize_chunk(
+                kind.number, source.ctypes.data, blocks.ctypes.data, start * columns, stop - start, columns, None
+            )
+
+        self._share(count, run)
+        if not _library().ggml_validate_row_data(kind.number, blocks.ctypes.data, blocks.nbytes):
+            raise StepError(f"weights up to {np.abs(rows).max():.3g} overflow the float16 scales of {kind.name}")
+        return BlockRows(grid, columns, blocks)
+
+    def dequantize(self, quantized: QuantizedRows) -> NDArray[np.float32]:
+        """Return the values that `quantized` stands for, float32 [rows, columns], as ggml itself reads them.
+
+        Raises:
+            UsageError: These are not rows of ggml blocks, or their bytes do not make `columns` weights.
+        """
+        if not isinstance(quantized, BlockRows):
+            raise UsageError(f"the ggml quantizer reads ggml's block types, not {quantized.grid.name}")
+        kind, columns = _block_type(quantized.grid.ggml_type), quantized.columns
+        blocks = np.ascontiguousarray(quantized.blocks)
+        if columns % kind.block or blocks.shape[1] != kind.row_bytes(columns):
+            raise UsageError(f"rows of {blocks.shape[1]} bytes are not {columns} weights in {kind.name}")
+        values = np.empty((blocks.shape[0], columns), dtype=np.float32)
+
+        def run(start: int, stop: int) -> None:
+            kind.to_float(blocks[start:].ctypes.data, values[start:].ctypes.data, (stop - start) * columns)
+
+        self._share(blocks.shape[0], run)
+        return values
+
+    def _share(self, count: int, run: Callable[[int, int], None]) -> None:
+        """Run `run(start, stop)` over all rows, in `threads` ranges."""
+        shares = min(self.threads, count)
+        if shares <= 1:
+            run(0, count)
+            return
+        bounds = [count * share // shares for share in range(shares + 1)]
+        with ThreadPoolExecutor(shares) as pool:
+            for _ in pool.map(run, bounds[:-1], bounds[1:]):
+                pass

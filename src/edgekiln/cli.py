@@ -1,0 +1,218 @@
+"""The command line: it parses, calls and prints.
+
+Nothing heavy is imported before a command needs it, so that `edgekiln --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgekiln import __version__
+
+if TYPE_CHECKING:
+    from edgekiln.pipelines.plan import Plan
+
+_EXIT_CODES = """
+\b
+Exit codes: 0 every build passed; 1 a gate failed or was not measured; 2 wrong usage or
+configuration; 3 unsupported; 4 a step failed; 5 something is missing on this machine;
+70 a bug in Edgekiln; 130 interrupted.
+"""
+
+
+@click.group(
+    epilog=_EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(__version__, prog_name="edgekiln")
+def cli(debug: bool) -> None:  # noqa: ARG001 - read by __main__, which has the errors
+    """Quantize a Qwen checkpoint, export it for devices, and prove each artifact in its real runtime."""
+
+
+def _selection(command: Any) -> Any:
+    """Add the options that select builds; build and plan share them."""
+    options = [
+        click.argument("pipeline", default="default"),
+        click.option("--checkpoint", metavar="PATH|ID[@REV]", help="Model directory, Hub id, or tiny-qwen3."),
+        click.option("--target", "only", multiple=True, metavar="NAME", help="Build for this target only; repeatable."),
+        click.option("--out", metavar="DIR", help="Folder for artifacts and reports.  [default: ./artifacts]"),
+        click.option("--targets", metavar="FILE", help="Targets file.  [default: ./targets.yaml, else the shipped one]"),
+        click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a setting; repeatable."),
+        click.option("--offline", is_flag=True, default=None, help="Take Hub checkpoints from the local cache only."),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output and nothing else."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _make_plan(
+    pipeline: str,
+    checkpoint: str | None,
+    only: tuple[str, ...],
+    out: str | None,
+    targets: str | None,
+    assignments: tuple[str, ...],
+    offline: bool | None,
+) -> Plan:
+    from edgekiln.exporters import EXPORTERS
+    from edgekiln.pipelines.plan import make_plan
+
+    return make_plan(
+        pipeline,
+        formats={name: exporter.precisions for name, exporter in EXPORTERS.items()},
+        flags={"checkpoint": checkpoint, "out": out, "targets": targets, "offline": offline},
+        assignments=assignments,
+        environment=os.environ,
+        only=only,
+    )
+
+
+@cli.command()
+@_selection
+def build(as_json: bool, **selection: Any) -> int:
+    """Make, run and judge every artifact of PIPELINE (a file, or the name of a shipped one)."""
+    from edgekiln.console import Console
+    from edgekiln.pipelines.run import REPORT, run_plan
+    from edgekiln.pipelines.tables import print_report
+
+    plan = _make_plan(**selection)
+    with Console() as console:
+        outcome = run_plan(plan, console)
+    if as_json:
+        click.echo(outcome.report.to_json(), nl=False)
+    else:
+        print_report(outcome.report)
+        click.echo(f"Report: {plan.settings.values.out / REPORT}")
+    return int(outcome.exit_code)
+
+
+@cli.command()
+@_selection
+def plan(as_json: bool, **selection: Any) -> None:
+    """Show the matrix of PIPELINE, and why a cell cannot be built; write nothing."""
+    from edgekiln.pipelines.tables import plan_json, print_plan
+
+    made = _make_plan(**selection)
+    if as_json:
+        click.echo(plan_json(made))
+    else:
+        print_plan(made)
+
+
+@cli.command()
+@click.argument("checkpoint")
+@click.option("--format", "format_name", required=True, metavar="onnx|gguf|foundry-local", help="Container.")
+@click.option("--precision", required=True, metavar="fp16|int8|int4|nf4|q4_k_m|…", help="What the weights become.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The new artifact directory.")
+@click.option("--group-size", type=click.IntRange(min=1), metavar="N", help="Weights that share a scale.")
+@click.option("--asymmetric", is_flag=True, help="Store zero points (in GGUF: minima) too.")
+@click.option("--offline", is_flag=True, help="Take a Hub checkpoint from the local cache only.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest on standard output and nothing else.")
+def export(
+    checkpoint: str,
+    format_name: str,
+    precision: str,
+    out: Path,
+    group_size: int | None,
+    asymmetric: bool,
+    offline: bool,
+    as_json: bool,
+) -> None:
+    """Export CHECKPOINT to one artifact, without validating it."""
+    from edgekiln.checkpoint import open_checkpoint
+    from edgekiln.console import Console
+    from edgekiln.errors import UsageError, nearest
+    from edgekiln.exporters import EXPORTERS
+    from edgekiln.pipelines.export import export as run_export
+    from edgekiln.scheme import Scheme
+
+    if format_name not in EXPORTERS:
+        raise UsageError(f"unknown format {format_name!r}; {nearest(format_name, EXPORTERS)}")
+    known = set().union(*(exporter.precisions for exporter in EXPORTERS.values()))
+    if precision.lower() not in known:
+        raise UsageError(f"unknown precision {precision!r}; {nearest(precision.lower(), known)}")
+    scheme = Scheme(precision.lower(), group_size=group_size, symmetric=not asymmetric)
+    with Console(1) as console, console.step(str(out), f"exporting {format_name} {precision}"):
+        manifest = run_export(open_checkpoint(checkpoint, offline=offline), format_name, scheme, out)
+    if as_json:
+        click.echo(manifest.model_dump_json(indent=2, by_alias=True))
+    else:
+        size = sum(entry.size for entry in manifest.files)
+        click.echo(f"{out}: {manifest.container_type}, {size:,} bytes in {len(manifest.files)} files")
+
+
+@cli.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--reference", required=True, metavar="PATH|ID[@REV]", help="The checkpoint it should equal.")
+@click.option("--corpus", metavar="FILE", help="Text or JSONL to compare on.  [default: built-in]")
+@click.option("--gate", "gates", multiple=True, metavar="'METRIC<=LIMIT'", help="A limit; repeatable.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a setting; repeatable.")
+@click.option("--offline", is_flag=True, default=None, help="Take a Hub checkpoint from the local cache only.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report on standard output and nothing else.")
+def validate(
+    artifact: Path,
+    reference: str,
+    corpus: str | None,
+    gates: tuple[str, ...],
+    assignments: tuple[str, ...],
+    offline: bool | None,
+    as_json: bool,
+) -> int:
+    """Judge ARTIFACT (a GGUF file, or an ORT GenAI or Foundry Local directory), whoever made it."""
+    from edgekiln.console import Console
+    from edgekiln.pipelines.settings import assignments_layer, environment_layer, flags_layer, resolve_settings
+    from edgekiln.pipelines.tables import print_report
+    from edgekiln.pipelines.validate import run_validation
+    from edgekiln.validators.gates import parse_gate
+
+    limits = tuple(parse_gate(text) for text in gates)
+    settings = resolve_settings(
+        environment_layer(os.environ),
+        assignments_layer(assignments),
+        flags_layer({"checkpoint": reference, "corpus": corpus, "offline": offline}),
+    )
+    with Console() as console:
+        outcome = run_validation(artifact, settings.values, limits, console)
+    if as_json:
+        click.echo(outcome.report.to_json(), nl=False)
+    else:
+        print_report(outcome.report)
+    return int(outcome.exit_code)
+
+
+@cli.command()
+@click.argument("name", required=False)
+@click.option("--targets", "path", metavar="FILE", help="Targets file.  [default: ./targets.yaml, else the shipped one]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def targets(name: str | None, path: str | None, as_json: bool) -> None:
+    """List the device profiles, or show the one called NAME."""
+    from edgekiln.pipelines.tables import print_target, print_targets, targets_json
+    from edgekiln.pipelines.targets import load_targets
+
+    catalogue = load_targets(Path(path) if path else None)
+    chosen = [catalogue.get(name)] if name else list(catalogue.targets.values())
+    if as_json:
+        click.echo(targets_json(chosen))
+    elif name:
+        print_target(chosen[0])
+    else:
+        print_targets(catalogue)
+
+
+@cli.command()
+@click.argument("name", metavar="pipeline|targets|report|manifest")
+def schema(name: str) -> None:
+    """Print the JSON Schema of a file that Edgekiln reads or writes."""
+    import json
+
+    from edgekiln.pipelines.schemas import json_schema
+
+    click.echo(json.dumps(json_schema(name), indent=2, ensure_ascii=False))
+
+

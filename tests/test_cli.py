@@ -1,0 +1,188 @@
+"""The command line as scripts meet it: exit codes, one sentence, and standard output that holds results only."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from checkpoints import make_checkpoint
+
+
+def edgekiln(*arguments, cwd, environment=None):
+    return subprocess.run(
+        [sys.executable, "-m", "edgekiln", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})},
+    )
+
+
+def test_help_imports_no_framework():
+    program = (
+        "import sys\nfrom edgekiln.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+        "print(sorted(set(sys.modules) & {'numpy', 'torch', 'onnxruntime', 'transformers', 'pydantic', 'rich'}))"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert shown.stdout.endswith("[]\n")
+
+
+def test_planning_imports_no_framework_and_writes_nothing(tmp_path):
+    program = (
+        "import sys\nfrom edgekiln.__main__ import main\ntry: main(['plan', '--json'])\nexcept SystemExit: pass\n"
+        "print(sorted(set(sys.modules) & {'torch', 'onnxruntime', 'transformers', 'mobius', 'llama_cpp'}))"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert shown.stdout.endswith("[]\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_default_plan_has_every_format(tmp_path):
+    shown = edgekiln("plan", "--json", cwd=tmp_path)
+    ids = {build["id"] for build in json.loads(shown.stdout)["builds"]}
+    assert ids >= {"onnx-cpu-int4", "onnx-cpu-int8", "onnx-cpu-nf4", "gguf-cpu-int4", "gguf-cpu-int8", "gguf-cpu-q4-k-m"}
+    assert "foundry-local-cpu-int4" in ids
+
+
+def pipeline(tmp_path, text):
+    path = tmp_path / "p.yaml"
+    path.write_text(f"schema: edgekiln.pipeline/1\nname: p\n{text}")
+    return path
+
+
+CELL = "builds:\n  - {target: gguf-cpu, precision: int4}\n"
+EXPORT = ("--out", "out", "--format", "onnx", "--precision", "int4")
+
+BAD = {
+    "no such directory": (["export", "./nowhere", *EXPORT], 2, "./nowhere"),
+    "hub id offline": (["export", "org/name", *EXPORT, "--offline"], 5, "not in the local Hub cache"),
+    "misspelt format": (["export", "tiny-qwen3", *EXPORT, "--format", "onx"], 2, "did you mean 'onnx'"),
+    "misspelt precision": (["export", "tiny-qwen3", *EXPORT, "--precision", "int44"], 2, "did you mean 'int4'"),
+    "group does not divide": (["export", "tiny-qwen3", *EXPORT, "--group-size", "48"], 2, "group_size 48"),
+    "nf4 to gguf": (
+        ["export", "tiny-qwen3", "--out", "out", "--format", "gguf", "--precision", "nf4"], 3, "iq4_nl"),
+    "unknown command": (["bild"], 2, "bild"),
+    "unknown option": (["build", "--fast"], 2, "--fast"),
+    "misspelt target": (["build", "--target", "gguf-cpuu"], 2, "did you mean 'gguf-cpu'"),
+    "no such pipeline": (["build", "nightly"], 2, "nightly"),
+    "misspelt setting": (["plan", "--set", "thread=2"], 2, "did you mean 'threads'"),
+    "setting out of bounds": (["plan", "--set", "threads=0"], 2, "threads"),
+    "no such artifact": (["validate", "nowhere.gguf", "--reference", "tiny-qwen3"], 4, "nowhere.gguf"),
+    "misspelt gate": (
+        ["validate", "x.gguf", "--reference", "tiny-qwen3", "--gate", "mean_kl<=1"], 2, "did you mean 'mean_kld'"),
+    "unknown schema": (["schema", "pipelines"], 2, "did you mean 'pipeline'"),
+    "unknown target": (["targets", "onx-cpu"], 2, "did you mean 'onnx-cpu'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_sentence_with_the_right_code_and_leaves_nothing(tmp_path, arguments, code, message):
+    shown = edgekiln(*arguments, cwd=tmp_path)
+    assert shown.returncode == code, shown.stderr
+    assert message in shown.stderr
+    assert "Traceback" not in shown.stderr
+    assert not shown.stdout
+    assert not list(tmp_path.iterdir())
+
+
+YAML = {
+    "misspelt key": (f"{CELL}thread: 3\n", "p.yaml:5:1: unknown key 'thread'"),
+    "misspelt precision": ("builds:\n  - {target: gguf-cpu, precision: int44}\n", "p.yaml:4:35"),
+    "misspelt target": ("builds:\n  - {target: gguf-cpuu, precision: int4}\n", "did you mean 'gguf-cpu'"),
+    "duplicate key": (f"{CELL}name: q\n", "name"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), YAML.values(), ids=YAML)
+def test_a_mistake_in_a_pipeline_names_its_place(tmp_path, text, message):
+    path = pipeline(tmp_path, text)
+    shown = edgekiln("build", path.name, cwd=tmp_path)
+    assert shown.returncode == 2
+    assert message in shown.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["p.yaml"]
+
+
+def test_an_unsupported_cell_is_reported_and_ends_with_3_unless_allowed(tmp_path):
+    for allow, code in (("false", 3), ("true", 0)):
+        cell = f"builds:\n  - {{target: gguf-cpu, precision: nf4, allow_unsupported: {allow}}}\n"
+        shown = edgekiln("build", pipeline(tmp_path, cell).name, "--json", cwd=tmp_path)
+        assert shown.returncode == code, shown.stderr
+        (build,) = json.loads(shown.stdout)["builds"]
+        assert (build["status"], build["artifact"]) == ("unsupported", None)
+        assert "iq4_nl" in build["reason"]
+        assert json.loads((tmp_path / "artifacts" / "report.json").read_text()) == json.loads(shown.stdout)
+
+
+def test_a_group_that_does_not_divide_is_found_before_anything_is_written(tmp_path):
+    make_checkpoint(tmp_path / "c", "qwen2", hidden_size=896)
+    text = "builds:\n  - {target: onnx-cpu, precision: int4, group_size: 256}\n"
+    shown = edgekiln("build", pipeline(tmp_path, text).name, "--checkpoint", "./c", cwd=tmp_path)
+    assert shown.returncode == 2
+    assert "group size 256 does not divide the 896 columns" in shown.stderr
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_a_damaged_weight_fails_its_build_and_nothing_half_written_stays(tmp_path):
+    make_checkpoint(tmp_path / "c", "qwen3", hidden_size=128, dtype="F32")
+    data = bytearray((tmp_path / "c" / "model.safetensors").read_bytes())
+    data[-4:] = b"\xff\xff\xff\xff"
+    (tmp_path / "c" / "model.safetensors").write_bytes(data)
+    shown = edgekiln("export", "./c", *EXPORT, cwd=tmp_path)
+    assert shown.returncode == 4
+    assert "1 NaN or infinite weights" in shown.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c"]
+
+
+def test_an_artifact_inside_the_checkpoint_is_refused(tmp_path):
+    make_checkpoint(tmp_path / "c", "qwen3", hidden_size=128)
+    shown = edgekiln("export", "./c", *EXPORT, "--out", "c/out", cwd=tmp_path)
+    assert shown.returncode == 2
+    assert "inside the checkpoint" in shown.stderr
+
+
+def test_a_bug_ends_with_70_and_says_what_to_file(tmp_path):
+    program = (
+        "import edgekiln.pipelines.targets as t\nfrom edgekiln.__main__ import main\n"
+        "t.load_targets = lambda path: 1 / 0\nmain(['targets'])"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert shown.returncode == 70
+    assert "a bug in Edgekiln: ZeroDivisionError" in shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize("moment", ["reference", "exporting"])
+def test_an_interrupt_ends_with_130_and_leaves_no_process_and_nothing_half_written(tmp_path, moment):
+    import signal
+
+    import psutil
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgekiln", "build"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    children = []
+    deadline = time.monotonic() + 120
+    if moment == "exporting":
+        assert process.stderr is not None
+        while "logits and replies" not in process.stderr.readline():
+            assert time.monotonic() < deadline
+        time.sleep(1)
+    else:
+        while not children and time.monotonic() < deadline:
+            time.sleep(0.05)
+            children = psutil.Process(process.pid).children(recursive=True)
+        assert children
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - begin < 5
+    assert process.returncode == 130
+    assert "edgekiln: interrupted" in errors
+    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+    left = {path.name for path in Path(tmp_path).rglob("*") if path.is_file()}
+    assert not {name for name in left if name.endswith((".partial", ".gguf", ".data")) or name.startswith(".")}

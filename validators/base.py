@@ -1,0 +1,149 @@
+"""What every validator shares: the runtime interface, the protocol of a measurement, and the values it yields."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import ClassVar, Final, Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekiln.errors import UsageError
+
+Outcome: TypeAlias = Literal["pass", "fail", "not_measured", "known_divergence"]
+
+_LEAST: Final = MappingProxyType(
+    {
+        "window": 2,
+        "windows": 1,
+        "greedy_tokens": 1,
+        "prefill_tokens": 1,
+        "decode_tokens": 1,
+        "warmups": 0,
+        "repeats": 1,
+        "processes": 1,
+        "threads": 1,
+    }
+)
+#: Positions whose logits are held at once: 64 rows of 151,936 float32 are 39 MB.
+LOGIT_CHUNK: Final = 64
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """The outcome of one structural check.
+
+    Attributes:
+        check: Stable id, e.g. `gguf/metadata`.
+        outcome: `known_divergence` is a difference that the runtime is known for; it fails nothing.
+        detail: One sentence: what was compared, or the first things found wrong.
+    """
+
+    check: str
+    outcome: Outcome
+    detail: str
+
+
+@dataclass(frozen=True)
+class MeasurementProtocol:
+    """How artifacts are compared and timed; the report carries it.
+
+    Attributes:
+        window: Tokens per window of the corpus.
+        windows: Windows compared, at most.
+        greedy_tokens: Tokens decoded greedily per prompt.
+        prefill_tokens: Prompt length of the prefill speed and of the time to first token.
+        decode_tokens: Tokens generated for the decode speed.
+        warmups: Warm-up runs in each process.
+        repeats: Measured runs in each process.
+        processes: Fresh processes per artifact; load time and peak memory have one sample each.
+        threads: Threads of the runtime.
+        context: Context length the runtime is loaded with, in tokens.
+    """
+
+    window: int = 256
+    windows: int = 8
+    greedy_tokens: int = 32
+    prefill_tokens: int = 128
+    decode_tokens: int = 64
+    warmups: int = 1
+    repeats: int = 1
+    processes: int = 3
+    threads: int = 2
+    context: int = 512
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise UsageError(f"{name} of the measurement is {value!r}, but must be an integer of at least {least}")
+        needed = max(self.window, self.prefill_tokens + 1, self.decode_tokens + 1)
+        if type(self.context) is not int or self.context < needed:
+            raise UsageError(f"context of the measurement is {self.context!r}, but its windows need at least {needed}")
+        if self.repeats * self.processes < 3:
+            raise UsageError(f"{self.processes} processes of {self.repeats} repeats are too few: a median needs three")
+
+
+class Runtime(Protocol):
+    """One runtime, in a process of its own. `load` comes first, `end` last; every run starts from an empty cache.
+
+    Token ids are those of the checkpoint's tokenizer. All methods raise ArtifactError when the runtime refuses.
+
+    Attributes:
+        libraries: Modules that `load` imports; a load that is timed imports them before.
+    """
+
+    libraries: ClassVar[tuple[str, ...]]
+
+    def load(self, path: Path, threads: int, context_tokens: int) -> None:
+        """Load an artifact on the CPU.
+
+        Args:
+            path: A GGUF file, or a directory.
+            threads: Threads for prefill and decode.
+            context_tokens: Longest sequence that will be run.
+        """
+        ...
+
+    def load_tokenizer(self, path: Path) -> None:
+        """Load as little of an artifact as `tokenize` needs."""
+        ...
+
+    def tokenize(self, text: str, *, special: bool = True) -> list[int]:
+        """Return the ids of `text` by the artifact's own tokenizer, adding no BOS or EOS.
+
+        Args:
+            text: Any text.
+            special: Special tokens inside the text become their single ids.
+        """
+        ...
+
+    def logits(self, ids: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        """Yield the logits of all positions in order, float32 [positions, vocabulary], by the prefill path.
+
+        A chunk is valid until the next one is asked for.
+        """
+        ...
+
+    def greedy(self, ids: Sequence[int], count: int, stop: Collection[int]) -> list[int]:
+        """Return up to `count` greedily decoded tokens; the first of `stop` ends it and is included."""
+        ...
+
+    def prefill(self, ids: Sequence[int]) -> None:
+        """Process a prompt, as `llama-bench -p` does: returns when the logits of its last token are there."""
+        ...
+
+    def decode(self, count: int) -> None:
+        """Generate `count` tokens one by one from an almost empty cache, as `llama-bench -n` does."""
+        ...
+
+    def first_token(self, ids: Sequence[int]) -> int:
+        """Return the first greedy token for a prompt, through the runtime's own generate call."""
+        ...
+
+    def end(self) -> None:
+        """Free what `load` took."""
+        ...

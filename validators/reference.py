@@ -1,0 +1,141 @@
+"""The reference: Hugging Face Transformers on the checkpoint's weights rounded to fp16, computed in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekiln.errors import ArtifactError
+from edgekiln.validators.base import LOGIT_CHUNK
+
+#: Weights rounded at once: 1 MB of float32.
+_SLICE: Final = 1 << 18
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What rounding the weights to fp16 lost.
+
+    Attributes:
+        overflowed: Finite weights beyond fp16's range, which became infinite.
+        underflowed: Weights other than zero that became zero.
+    """
+
+    overflowed: int
+    underflowed: int
+
+
+def round_to_fp16(weights: Any) -> Rounding:
+    """Round a float32 torch tensor to fp16 in place and count what was lost, in slices that stay in the cache."""
+    overflowed = underflowed = 0
+    for part in weights.view(-1).split(_SLICE):
+        nonzero, finite = part.count_nonzero(), part.isfinite().sum()
+        part.copy_(part.half())
+        overflowed += int(finite - part.isfinite().sum())
+        underflowed += int(nonzero - part.count_nonzero())
+    return Rounding(overflowed, underflowed)
+
+
+class ReferenceRuntime:
+    """Runs a checkpoint as an artifact is run, for parity and as a baseline for latency."""
+
+    libraries: ClassVar[tuple[str, ...]] = (
+        "torch",
+        "transformers.models.auto.modeling_auto",
+        "transformers.generation",
+    )
+
+    def __init__(self) -> None:
+        self._model: Any = None
+        self._directory = Path()
+        self._tokenizer: Any = None
+        self.rounding = Rounding(0, 0)
+
+    def load(self, path: Path, threads: int, context_tokens: int) -> None:
+        """Load a checkpoint directory; no remote code, no pickle, no network."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        torch.set_num_threads(threads)
+        try:
+            self._model = AutoModelForCausalLM.from_pretrained(
+                path, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
+            )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise ArtifactError(f"Transformers cannot load {path}: {error}") from None
+        self._model.eval()
+        self._directory = path
+        with torch.no_grad():
+            lost = [round_to_fp16(parameter) for parameter in self._model.parameters()]
+        self.rounding = Rounding(sum(r.overflowed for r in lost), sum(r.underflowed for r in lost))
+        limit = self._model.config.max_position_embeddings
+        if context_tokens > limit:
+            raise ArtifactError(f"{path} has a context of {limit} tokens, but the measurement needs {context_tokens}")
+
+    def load_tokenizer(self, path: Path) -> None:
+        """Remember where tokenizer.json is; it is read when it is first used."""
+        self._directory = path
+
+    def tokenize(self, text: str, *, special: bool = True) -> list[int]:
+        """Return the ids of the checkpoint's tokenizer.json."""
+        from edgekiln.validators.hf_tokenizer import encode, load_tokenizer
+
+        if not special:
+            raise ArtifactError("the reference tokenizer is used with special tokens only")
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self._directory)
+        return encode(self._tokenizer, text)
+
+    def logits(self, ids: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        """Yield float32 [positions, vocabulary]; the head is applied chunk by chunk."""
+        import torch
+
+        with torch.inference_mode():
+            hidden = self._model.model(torch.tensor([list(ids)]), use_cache=False).last_hidden_state[0]
+            for part in hidden.split(LOGIT_CHUNK):
+                yield self._model.lm_head(part).numpy()
+
+    def _generate(self, ids: Sequence[int], count: int, stop: Collection[int], least: int = 0) -> list[int]:
+        import torch
+        from transformers import GenerationConfig
+
+        # Its own configuration would bring sampling, penalties and the checkpoint's end-of-turn tokens.
+        self._model.generation_config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=count,
+            min_new_tokens=least,
+            eos_token_id=sorted(stop) or None,
+            pad_token_id=0,
+        )
+        prompt = torch.tensor([list(ids)])
+        with torch.inference_mode():
+            output = self._model.generate(prompt, attention_mask=torch.ones_like(prompt))
+        return [int(token) for token in output[0, len(ids) :]]
+
+    def greedy(self, ids: Sequence[int], count: int, stop: Collection[int]) -> list[int]:
+        """Decode greedily through Transformers' generate."""
+        return self._generate(ids, count, stop)
+
+    def prefill(self, ids: Sequence[int]) -> None:
+        """Process a prompt, with a cache and the logits of its last token."""
+        import torch
+
+        with torch.inference_mode():
+            self._model(torch.tensor([list(ids)]), use_cache=True, logits_to_keep=1)
+
+    def decode(self, count: int) -> None:
+        """Generate `count` tokens after one."""
+        self._generate([0], count, ())
+
+    def first_token(self, ids: Sequence[int]) -> int:
+        """Return the first token of Transformers' generate."""
+        return self._generate(ids, 1, ())[0]
+
+    def end(self) -> None:
+        """Free the model."""
+        self._model = None
