@@ -178,21 +178,19 @@ class Session:
         metrics = TypeAdapter(ArtifactMetrics)
 
         def run(directory: Path) -> None:
-            found = validate_artifact(
-                artifact, reference, protocol, log=self.log(name), limits=self.limits
-            )
+            found = validate_artifact(artifact, reference, protocol, log=self.log(name), limits=self.limits)
             (directory / _METRICS).write_bytes(metrics.dump_json(found))
 
         inputs = (str(artifact), str(reference.directory))
         path = self.store.get(Step("validate", inputs, dataclasses.asdict(protocol), run))
         return metrics.validate_json((path / _METRICS).read_bytes())
 
-    def time(self, group: str, subjects: Mapping[str, Subject], reference: Reference, threads: int) -> dict[str, Timing]:
+    def time(
+        self, group: str, subjects: Mapping[str, Subject], reference: Reference, threads: int
+    ) -> dict[str, Timing]:
         """Return latencies, measured in turn."""
         protocol = dataclasses.replace(self.protocol, threads=threads)
-        return time_alternating(
-            subjects, reference, protocol, group=group, limits=self.limits, console=self.console
-        )
+        return time_alternating(subjects, reference, protocol, group=group, limits=self.limits, console=self.console)
 
     def time_reference(self, reference: Reference) -> Timing:
         """Return the latency of the reference itself."""

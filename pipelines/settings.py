@@ -70,7 +70,11 @@ class Settings(Strict):
     )
     windows: int = Field(default=8, ge=1, le=100_000, description="Windows scored at most.", examples=[8])
     repeats: int = Field(
-        default=3, ge=1, le=1000, description="Measured runs per latency figure; the median counts.", examples=[5]
+        default=3,
+        ge=3,
+        le=1000,
+        description="Processes per latency figure, one run each; the median counts.",
+        examples=[5],
     )
     warmups: int = Field(default=1, ge=0, le=100, description="Runs before measuring begins.", examples=[1])
     prefill_tokens: int = Field(

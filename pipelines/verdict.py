@@ -119,9 +119,7 @@ def verdict(
     outcomes = tuple(gates)
     reasons = [f"{check.check}: {check.detail}" for check in checks if check.outcome == "fail"]
     reasons += [f"{gate.metric}: {gate.reason}" for gate in outcomes if gate.outcome == "fail"]
-    unmeasured = [
-        gate for gate in outcomes if gate.outcome == "not_measured" and gate.metric not in allow_not_measured
-    ]
+    unmeasured = [gate for gate in outcomes if gate.outcome == "not_measured" and gate.metric not in allow_not_measured]
     if unmeasured and not reasons:
         reasons = [f"{gate.metric} was not measured: {gate.reason}" for gate in unmeasured]
     return ("failed", "; ".join(reasons)) if reasons else ("passed", None)

@@ -3,8 +3,8 @@ import shutil
 
 import numpy as np
 import pytest
-from checkpoints import make_checkpoint
 
+from checkpoints import make_checkpoint
 from edgekiln.checkpoint import EMBEDDED, embedded_directory, open_checkpoint
 from edgekiln.errors import CheckpointError, MachineError, UnsupportedError, UsageError
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from checkpoints import make_checkpoint
 
 
@@ -44,7 +45,14 @@ def test_planning_imports_no_framework_and_writes_nothing(tmp_path):
 def test_the_default_plan_has_every_format(tmp_path):
     shown = edgekiln("plan", "--json", cwd=tmp_path)
     ids = {build["id"] for build in json.loads(shown.stdout)["builds"]}
-    assert ids >= {"onnx-cpu-int4", "onnx-cpu-int8", "onnx-cpu-nf4", "gguf-cpu-int4", "gguf-cpu-int8", "gguf-cpu-q4-k-m"}
+    assert ids >= {
+        "onnx-cpu-int4",
+        "onnx-cpu-int8",
+        "onnx-cpu-nf4",
+        "gguf-cpu-int4",
+        "gguf-cpu-int8",
+        "gguf-cpu-q4-k-m",
+    }
     assert "foundry-local-cpu-int4" in ids
 
 

@@ -1,8 +1,8 @@
 import json
 
 import pytest
-from checkpoints import make_checkpoint
 
+from checkpoints import make_checkpoint
 from edgekiln.checkpoint import EMBEDDED, open_checkpoint
 from edgekiln.errors import UnsupportedError
 from edgekiln.exporters.foundry_local import INFERENCE_MODEL, FoundryLocal, model_name

@@ -32,8 +32,9 @@ MIX_NAMES = tuple(name for name, mix in MIXES.items() if not mix.is_float and na
 #: ggml's names of what a plan calls by numpy's.
 TYPE_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
-#: Between them: gqa of 1, 2 and 4 and more; enough layers for the rules by eighths and sixteenths; rows that divide
-#: by 256, by 32 only, and not by 32; tensors that end between two multiples of the alignment; the 80 layers that llama.cpp takes for a 70B model.
+#: Between them: 2, 4 and 7 query heads for each key-value head; enough layers for the rules by eighths and
+#: sixteenths; rows that divide by 256, by 32 only, and not by 32; tensors that end between two multiples of the
+#: alignment; the 80 layers that llama.cpp takes for a 70B model.
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-tied-16-layers": {"num_layers": 16, "intermediate_size": 256, "num_kv_heads": 1},
     "qwen2-untied-896": {

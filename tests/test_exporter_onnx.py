@@ -7,8 +7,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from checkpoints import make_checkpoint
 
+from checkpoints import make_checkpoint
 from edgekiln.checkpoint import EMBEDDED, open_checkpoint
 from edgekiln.errors import StepError, UnsupportedError, UsageError
 from edgekiln.exporters.genai_config import genai_config

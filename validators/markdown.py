@@ -28,7 +28,11 @@ def _summary_row(build: BuildReport) -> list[str]:
     parity, latency = build.parity, build.latency
     baseline = latency.fp16_artifact if latency else None
     decode = latency.decode_tokens_per_second if latency else None
-    ratio = decode / baseline.decode_tokens_per_second if decode and baseline and baseline.decode_tokens_per_second else None
+    ratio = (
+        decode / baseline.decode_tokens_per_second
+        if decode and baseline and baseline.decode_tokens_per_second
+        else None
+    )
     return [
         build.id,
         _MARKS[build.status],
@@ -84,20 +88,17 @@ def render_markdown(report: Report) -> str:
     counts = {status: sum(build.status == status for build in report.builds) for status in _MARKS}
     verdict = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "no builds"
     lines = ["# Edgekiln report", "", f"**{verdict}**", ""]
-    if report.checkpoint is not None:
-        checkpoint = report.checkpoint
-        lines += [
-            f"Checkpoint `{checkpoint.source}` ({checkpoint.model_type}, {checkpoint.weights:,} weights, "
-            f"identity `{checkpoint.identity[:16]}`).",
-            "",
-        ]
+    if (checkpoint := report.checkpoint) is not None:
+        sentence = f"Checkpoint `{checkpoint.source}`: {checkpoint.model_type}, {checkpoint.weights:,} weights"
+        lines += [f"{sentence}, identity `{checkpoint.identity[:16]}`.", ""]
     lines += [*_table(_SUMMARY, map(_summary_row, report.builds)), ""]
-    if report.corpus is not None and report.protocol is not None:
-        protocol = report.protocol
+    if report.corpus is not None and (protocol := report.protocol) is not None:
         lines += [
-            f"Compared on `{report.corpus.name}` ({protocol.scored_tokens} positions, windows of {protocol.window}) with "
-            f"{protocol.reference}. Speeds: prefill {protocol.prefill_tokens}, decode {protocol.decode_tokens}, "
-            f"medians of {protocol.repeats} after {protocol.warmups} warm-up, on {report.host.processor}.",
+            f"Compared on the {report.corpus.name} corpus with {protocol.reference}.",
+            f"{protocol.scored_tokens} positions were scored, in windows of {protocol.window} tokens.",
+            f"Speeds are medians of {protocol.repeats} processes, each after {protocol.warmups} warm-up:",
+            f"prefill of {protocol.prefill_tokens} and decoding of {protocol.decode_tokens} tokens,",
+            f"on {report.host.processor}.",
             "",
         ]
     for build in report.builds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,7 +36,7 @@ class LlamaRuntime:
         parameters = llama_cpp.llama_model_default_params()
         parameters.n_gpu_layers = 0
         parameters.vocab_only = vocab_only
-        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
+        self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), parameters)
         if not self._model:
             raise ArtifactError(f"llama.cpp cannot load {path}; the log has its reason")
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)

@@ -6,6 +6,7 @@ Started as `python -m edgekiln.validators.tasks` by `edgekiln.process.run_task`;
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -17,12 +18,20 @@ from edgekiln.checkpoint import open_checkpoint
 from edgekiln.errors import ArtifactError
 from edgekiln.process import Json, Task, serve
 from edgekiln.validators import RUNTIMES
-from edgekiln.validators.base import MeasurementProtocol
+from edgekiln.validators.base import MeasurementProtocol, Runtime
 from edgekiln.validators.corpus import make_windows, read_corpus, read_prompts
 from edgekiln.validators.hf_tokenizer import encode, load_tokenizer, render_chat
 from edgekiln.validators.kinds import identify
 from edgekiln.validators.latency import measure
-from edgekiln.validators.parity import LogitRows, agreement, common_vocabulary, compare_window, join, summarize
+from edgekiln.validators.parity import (
+    LogitRows,
+    RowComparison,
+    agreement,
+    common_vocabulary,
+    compare_window,
+    join,
+    summarize,
+)
 from edgekiln.validators.reference import ReferenceRuntime
 from edgekiln.validators.runtime_foundry import FoundryRuntime
 from edgekiln.validators.runtime_genai import GenaiRuntime
@@ -99,39 +108,36 @@ def read_reference(directory: Path) -> dict[str, Any]:
     return index
 
 
-def parity(request: Json) -> Json:
-    """Compare an artifact with the reference. Request: `format`, `path`, `reference`, `protocol`."""
-    protocol, directory = _protocol(request), Path(request["reference"])
-    index = read_reference(directory)
+def _compare_windows(runtime: Runtime, directory: Path, index: dict[str, Any]) -> tuple[RowComparison, str | None]:
+    """Compare every window of the reference in `directory`; the note says what differs in the vocabulary."""
     rows = LogitRows(directory / LOGITS, index["vocabulary"])
-    runtime = RUNTIMES[request["format"]]()
-    runtime.load(Path(request["path"]), protocol.threads, protocol.context)
     largest = max(max(window["ids"]) for window in index["windows"])
-    parts, first_row, note, common = [], 0, None, None
+    parts: list[RowComparison] = []
+    first_row, note = 0, None
     for window in index["windows"]:
         ids = window["ids"]
         chunks = runtime.logits(ids[:-1])
         head = next(chunks)
-        if common is None:
-            common, note = common_vocabulary(rows.vocabulary, head.shape[1], largest)
-        parts.append(compare_window(rows, first_row, _chain(head, chunks), ids, common))
+        common, note = common_vocabulary(rows.vocabulary, head.shape[1], largest)
+        parts.append(compare_window(rows, first_row, itertools.chain([head], chunks), ids, common))
         first_row += len(ids) - 1
+    return join(parts), note
+
+
+def parity(request: Json) -> Json:
+    """Compare an artifact with the reference. Request: `format`, `path`, `reference`, `protocol`."""
+    protocol, directory = _protocol(request), Path(request["reference"])
+    index = read_reference(directory)
+    runtime = RUNTIMES[request["format"]]()
+    runtime.load(Path(request["path"]), protocol.threads, protocol.context)
+    compared, note = _compare_windows(runtime, directory, index)
+    stop, count = index["stop"], protocol.greedy_tokens
     agreements = [
-        agreement(
-            entry["reply"],
-            runtime.greedy(entry["prompt"], protocol.greedy_tokens, index["stop"]),
-            protocol.greedy_tokens,
-            index["stop"],
-        )  # fmt: skip
+        agreement(entry["reply"], runtime.greedy(entry["prompt"], count, stop), count, stop)
         for entry in index["greedy"]
     ]
     runtime.end()
-    return dataclasses.asdict(summarize(join(parts), agreements, protocol.greedy_tokens, note))
-
-
-def _chain(head: Any, rest: Any) -> Any:
-    yield head
-    yield from rest
+    return dataclasses.asdict(summarize(compared, agreements, count, note))
 
 
 def latency(request: Json) -> Json:

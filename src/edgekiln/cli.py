@@ -30,7 +30,7 @@ configuration; 3 unsupported; 4 a step failed; 5 something is missing on this ma
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(__version__, prog_name="edgekiln")
-def cli(debug: bool) -> None:  # noqa: ARG001 - read by __main__, which has the errors
+def cli(debug: bool) -> None:
     """Quantize a Qwen checkpoint, export it for devices, and prove each artifact in its real runtime."""
 
 
@@ -41,8 +41,12 @@ def _selection(command: Any) -> Any:
         click.option("--checkpoint", metavar="PATH|ID[@REV]", help="Model directory, Hub id, or tiny-qwen3."),
         click.option("--target", "only", multiple=True, metavar="NAME", help="Build for this target only; repeatable."),
         click.option("--out", metavar="DIR", help="Folder for artifacts and reports.  [default: ./artifacts]"),
-        click.option("--targets", metavar="FILE", help="Targets file.  [default: ./targets.yaml, else the shipped one]"),
-        click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a setting; repeatable."),
+        click.option(
+            "--targets", metavar="FILE", help="Targets file.  [default: ./targets.yaml, else the shipped one]"
+        ),
+        click.option(
+            "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a setting; repeatable."
+        ),
         click.option("--offline", is_flag=True, default=None, help="Take Hub checkpoints from the local cache only."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output and nothing else."),
     ]
@@ -109,7 +113,9 @@ def plan(as_json: bool, **selection: Any) -> None:
 @click.argument("checkpoint")
 @click.option("--format", "format_name", required=True, metavar="onnx|gguf|foundry-local", help="Container.")
 @click.option("--precision", required=True, metavar="fp16|int8|int4|nf4|q4_k_m|…", help="What the weights become.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The new artifact directory.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The new artifact directory."
+)
 @click.option("--group-size", type=click.IntRange(min=1), metavar="N", help="Weights that share a scale.")
 @click.option("--asymmetric", is_flag=True, help="Store zero points (in GGUF: minima) too.")
 @click.option("--offline", is_flag=True, help="Take a Hub checkpoint from the local cache only.")
@@ -188,14 +194,18 @@ def validate(
 
 @cli.command()
 @click.argument("name", required=False)
-@click.option("--targets", "path", metavar="FILE", help="Targets file.  [default: ./targets.yaml, else the shipped one]")
+@click.option(
+    "--targets", "path", metavar="FILE", help="Targets file.  [default: ./targets.yaml, else the shipped one]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def targets(name: str | None, path: str | None, as_json: bool) -> None:
     """List the device profiles, or show the one called NAME."""
+    from edgekiln.pipelines.settings import environment_layer, flags_layer, resolve_settings
     from edgekiln.pipelines.tables import print_target, print_targets, targets_json
     from edgekiln.pipelines.targets import load_targets
 
-    catalogue = load_targets(Path(path) if path else None)
+    settings = resolve_settings(environment_layer(os.environ), flags_layer({"targets": path})).values
+    catalogue = load_targets(settings.targets)
     chosen = [catalogue.get(name)] if name else list(catalogue.targets.values())
     if as_json:
         click.echo(targets_json(chosen))
@@ -214,5 +224,3 @@ def schema(name: str) -> None:
     from edgekiln.pipelines.schemas import json_schema
 
     click.echo(json.dumps(json_schema(name), indent=2, ensure_ascii=False))
-
-
