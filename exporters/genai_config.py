@@ -7,6 +7,7 @@ the checkpoint, not from a template.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from edgekiln.families import FAMILIES
 from edgekiln.model_config import ModelConfig
@@ -67,6 +68,6 @@ def genai_config(config: ModelConfig, model_file: str) -> str:
     return json.dumps(document, indent=2) + "\n"
 
 
-def _known(values: dict[str, object]) -> dict[str, object]:
+def _known(values: Mapping[str, object]) -> dict[str, object]:
     """Leave out what the checkpoint does not say, so that the runtime's own default holds."""
     return {key: value for key, value in values.items() if value is not None}

@@ -173,6 +173,8 @@ def _pack(name: str, rows: NDArray[np.float32], storage: Grid | FloatDtype, quan
         return {"values": rows.astype("<f4", copy=False).tobytes()}
     if storage == "float16":
         return {"values": to_float16(name, rows).astype("<f2", copy=False).tobytes()}
+    if storage == "bfloat16":
+        raise TypeError("an ONNX file for the CPU holds no bfloat16")
     return pack_rows(quantize(rows, storage))
 
 
@@ -197,7 +199,8 @@ def pack_zero_points(zero_points: NDArray[np.uint8], bits: int) -> NDArray[np.ui
     rows, groups = zero_points.shape
     padded = np.zeros((rows, groups + groups % 2), np.uint8)
     padded[:, :groups] = zero_points
-    return padded[:, 0::2] | (padded[:, 1::2] << 4)
+    packed: NDArray[np.uint8] = padded[:, 0::2] | (padded[:, 1::2] << 4)
+    return packed
 
 
 def _chunks(infos: list[TensorInfo], weights: int) -> Iterator[tuple[TensorInfo, int, int]]:

@@ -146,7 +146,7 @@ def _tensor_bytes(path: Path, name: str, shape: tuple[int, ...], type_id: int) -
         raise ArtifactError(f"{path}: {name} has the unknown tensor type {type_id}") from None
     if shape[-1] % block:
         raise ArtifactError(f"{path}: {name} has rows of {shape[-1]}, which do not divide by its block of {block}")
-    return math.prod(shape) // block * size
+    return math.prod(shape) // int(block) * int(size)
 
 
 def _tensor_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:

@@ -105,7 +105,7 @@ def compare_tokenizer(directory: Path, tokenize: Callable[[str], list[int]], tex
         results.append(CheckResult("tokenizer/nfc", "known_divergence", detail))
     if cut:
         detail = (
-            f"the runtime takes text as a C string, so {len(cut)} of {len(everything)} texts end at their first NUL"
+            f"texts are C strings to the runtime: {len(cut)} of {len(everything)} end at their first NUL"
         )
         results.append(CheckResult("tokenizer/nul", "known_divergence", detail))
     return results

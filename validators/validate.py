@@ -150,7 +150,13 @@ def sample_latency(
         "protocol": dataclasses.asdict(protocol),
     }
     answer = run_task(_TASKS, "latency", request, log=log, limits=limits)
-    return LatencySample(**{key: tuple(v) if isinstance(v, list) else v for key, v in answer.items()})
+    return LatencySample(
+        load_seconds=answer["load_seconds"],
+        time_to_first_token_seconds=tuple(answer["time_to_first_token_seconds"]),
+        prefill_tokens_per_second=tuple(answer["prefill_tokens_per_second"]),
+        decode_tokens_per_second=tuple(answer["decode_tokens_per_second"]),
+        peak_rss_bytes=answer["peak_rss_bytes"],
+    )
 
 
 def artifact_size(kind: ArtifactKind) -> int:

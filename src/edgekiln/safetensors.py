@@ -148,7 +148,9 @@ def widen(raw: NDArray[np.uint16] | NDArray[np.float16] | NDArray[np.float32], d
     return raw.astype(np.float32)
 
 
-_RAW_DTYPE = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+_RAW_DTYPE: Mapping[str, np.dtype[np.generic]] = MappingProxyType(
+    {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+)
 
 
 class TensorReader:
