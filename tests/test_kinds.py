@@ -70,7 +70,9 @@ def test_what_is_no_artifact(tmp_path: Path) -> None:
 def test_header_agrees_with_ggufs_reader(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf")
     header = read_header(path)
-    expected = [(t.name, tuple(map(int, reversed(t.shape))), t.data_offset, t.n_bytes) for t in gguf.GGUFReader(path).tensors]
+    expected = [
+        (t.name, tuple(map(int, reversed(t.shape))), t.data_offset, t.n_bytes) for t in gguf.GGUFReader(path).tensors
+    ]
     assert [(t.name, t.shape, t.offset, t.nbytes) for t in header.tensors] == expected
     assert header.metadata["qwen2.block_count"] == 2
     assert header.metadata["tokenizer.ggml.tokens"] == ArrayLength(3)

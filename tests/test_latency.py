@@ -26,7 +26,7 @@ class Recorder:
         self.calls: list[tuple[str, int]] = []
 
     def load(self, path: Path, threads: int, context_tokens: int) -> None:
-        self.calls.append(("load", threads))
+        self.calls.append((f"load {path.name}, {context_tokens}", threads))
 
     def load_tokenizer(self, path: Path) -> None:
         raise NotImplementedError
@@ -58,7 +58,7 @@ def test_a_process_loads_warms_up_measures_and_frees() -> None:
     runtime = Recorder()
     sample = measure(runtime, Path("x"), [1, 2, 3, 4], PROTOCOL)
     warm_up, run = [("first", 4), ("decode", 1)], [("first", 4), ("prefill", 4), ("decode", 3)]
-    assert runtime.calls == [("load", 2), *warm_up * 2, *run * 3, ("end", 0)]
+    assert runtime.calls == [("load x, 512", 2), *warm_up * 2, *run * 3, ("end", 0)]
     assert len(sample.prefill_tokens_per_second) == len(sample.decode_tokens_per_second) == 3
     assert len(sample.time_to_first_token_seconds) == 3
     assert sample.peak_rss_bytes > 1 << 20

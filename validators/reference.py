@@ -42,7 +42,7 @@ def round_to_fp16(weights: Any) -> Rounding:
 
 
 class ReferenceRuntime:
-    """Runs a checkpoint as an artifact is run, for parity and as a baseline for latency."""
+    """Runs a checkpoint as an artifact is run, for parity (after `round_weights`) and as a baseline for latency."""
 
     libraries: ClassVar[tuple[str, ...]] = (
         "torch",
@@ -54,7 +54,6 @@ class ReferenceRuntime:
         self._model: Any = None
         self._directory = Path()
         self._tokenizer: Any = None
-        self.rounding = Rounding(0, 0)
 
     def load(self, path: Path, threads: int, context_tokens: int) -> None:
         """Load a checkpoint directory; no remote code, no pickle, no network."""
@@ -70,12 +69,17 @@ class ReferenceRuntime:
             raise ArtifactError(f"Transformers cannot load {path}: {error}") from None
         self._model.eval()
         self._directory = path
-        with torch.no_grad():
-            lost = [round_to_fp16(parameter) for parameter in self._model.parameters()]
-        self.rounding = Rounding(sum(r.overflowed for r in lost), sum(r.underflowed for r in lost))
         limit = self._model.config.max_position_embeddings
         if context_tokens > limit:
             raise ArtifactError(f"{path} has a context of {limit} tokens, but the measurement needs {context_tokens}")
+
+    def round_weights(self) -> Rounding:
+        """Round all weights to fp16, as the reference of parity wants them; speed does not depend on it."""
+        import torch
+
+        with torch.no_grad():
+            lost = [round_to_fp16(parameter) for parameter in self._model.parameters()]
+        return Rounding(sum(r.overflowed for r in lost), sum(r.underflowed for r in lost))
 
     def load_tokenizer(self, path: Path) -> None:
         """Remember where tokenizer.json is; it is read when it is first used."""

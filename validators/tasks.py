@@ -71,6 +71,7 @@ def reference(request: Json) -> Json:
     stop = checkpoint.config.eos_token_ids
     runtime = ReferenceRuntime()
     runtime.load(checkpoint.directory, protocol.threads, protocol.context)
+    rounding = runtime.round_weights()
     with (directory / LOGITS).open("wb") as file:
         for window in windows:
             for chunk in runtime.logits(window.ids[:-1]):
@@ -85,7 +86,7 @@ def reference(request: Json) -> Json:
         "greedy": [{"prompt": p, "reply": r} for p, r in zip(prompts, replies, strict=True)],
         "stop": list(stop),
         "latency_prompt": _latency_prompt([window.ids for window in windows], protocol.prefill_tokens),
-        "rounding": dataclasses.asdict(runtime.rounding),
+        "rounding": dataclasses.asdict(rounding),
     }
     (directory / INDEX).write_text(json.dumps(index), encoding="utf-8")
     return {key: index[key] for key in ("corpus", "vocabulary", "rounding")} | {

@@ -104,8 +104,6 @@ def compare_tokenizer(directory: Path, tokenize: Callable[[str], list[int]], tex
         detail = f"the runtime skips NFC normalization, so {len(divergent)} texts that are not NFC differ: {listed}"
         results.append(CheckResult("tokenizer/nfc", "known_divergence", detail))
     if cut:
-        detail = (
-            f"texts are C strings to the runtime: {len(cut)} of {len(everything)} end at their first NUL"
-        )
+        detail = f"texts are C strings to the runtime: {len(cut)} of {len(everything)} end at their first NUL"
         results.append(CheckResult("tokenizer/nul", "known_divergence", detail))
     return results

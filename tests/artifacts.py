@@ -1,0 +1,63 @@
+"""Artifacts of the embedded checkpoint, made once per test run by our own exporters."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import shutil
+import struct
+import tempfile
+from pathlib import Path
+
+from edgekiln.checkpoint import open_checkpoint
+from edgekiln.exporters import EXPORTERS
+from edgekiln.quantizers import quantize
+from edgekiln.scheme import Scheme
+
+
+@functools.cache
+def _scratch() -> Path:
+    """Return a directory that goes when the test run ends; made when it is needed, since children import this too."""
+    path = Path(tempfile.mkdtemp(prefix="edgekiln-test-artifacts-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
+
+
+@functools.cache
+def _made(container: str, precision: str) -> Path:
+    checkpoint = open_checkpoint("tiny-qwen3")
+    directory = _scratch() / f"{container}-{precision}"
+    directory.mkdir()
+    exporter = EXPORTERS[container]
+    exporter.write(checkpoint, exporter.plan(checkpoint, Scheme(precision)), directory, quantize)
+    return directory
+
+
+def artifact(container: str, precision: str, into: Path) -> Path:
+    """Return a copy of an artifact directory in `into`, free to be broken."""
+    made = _made(container, precision)
+    return Path(shutil.copytree(made, into / made.name))
+
+
+def gguf_file(directory: Path) -> Path:
+    """Return the one GGUF file of an artifact directory."""
+    (path,) = directory.glob("*.gguf")
+    return path
+
+
+def patch_gguf(path: Path, key: str, layout: str, value: float) -> None:
+    """Overwrite a scalar of a GGUF file's metadata; `layout` is the struct format of its type."""
+    data = bytearray(path.read_bytes())
+    at = data.index(struct.pack("<Q", len(key)) + key.encode()) + 8 + len(key) + 4
+    struct.pack_into(layout, data, at, value)
+    path.write_bytes(data)
+
+
+def swap_bytes(path: Path, first: int, second: int, count: int) -> None:
+    """Exchange two regions of a file."""
+    data = bytearray(path.read_bytes())
+    data[first : first + count], data[second : second + count] = (
+        data[second : second + count],
+        data[first : first + count],
+    )
+    path.write_bytes(data)

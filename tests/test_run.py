@@ -1,0 +1,191 @@
+"""The default pipeline from end to end, in the real runtimes; and that its gates tell a broken artifact."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from edgekiln.artifact import CHECKSUMS, MANIFEST, Manifest, sha256_file
+from edgekiln.checkpoint import EMBEDDED, open_checkpoint
+from edgekiln.console import Console
+from edgekiln.errors import ExitCode
+from edgekiln.exporters import EXPORTERS
+from edgekiln.pipelines.export import export
+from edgekiln.pipelines.plan import make_plan
+from edgekiln.pipelines.run import REPORT, REPORT_MARKDOWN, Session, run_plan
+from edgekiln.pipelines.validate import run_validation
+from edgekiln.pipelines.verdict import Timings, check_reports, flatten, judge_gates, parity_report, verdict
+from edgekiln.steps import LocalStore
+from edgekiln.validators.report import Report
+from mutants import swap_layers
+
+SETTINGS = ["windows=4", "window=128", "greedy_tokens=8", "prefill_tokens=32", "decode_tokens=16"]
+FORMATS = {name: exporter.precisions for name, exporter in EXPORTERS.items()}
+BUILDS = (
+    "onnx-cpu-int4",
+    "onnx-cpu-int8",
+    "onnx-cpu-nf4",
+    "gguf-cpu-int4",
+    "gguf-cpu-int8",
+    "gguf-cpu-q4-k-m",
+    "foundry-local-cpu-int4",
+)
+
+
+def plan(out, pipeline="default", assignments=()):
+    return make_plan(pipeline, formats=FORMATS, flags={"out": str(out)}, assignments=[*SETTINGS, *assignments])
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "artifacts"
+    made = plan(out)
+    with Console() as console:
+        return out, made, run_plan(made, console)
+
+
+@pytest.fixture(scope="module")
+def session(built, tmp_path_factory):
+    scratch = tmp_path_factory.mktemp("session")
+    _, made, _ = built
+    with Console() as console:
+        yield Session(
+            open_checkpoint(EMBEDDED), made.settings.values, LocalStore(scratch / "s"), scratch / "logs", console
+        )
+
+
+@pytest.fixture(scope="module")
+def reference(session):
+    return session.reference()
+
+
+def test_every_build_of_the_default_pipeline_passes(built):
+    _, _, outcome = built
+    assert {build.id: build.reason for build in outcome.report.builds} == dict.fromkeys(BUILDS)
+    assert {build.status for build in outcome.report.builds} == {"passed"}
+    assert outcome.exit_code is ExitCode.PASSED
+
+
+def test_the_report_on_disk_is_the_report(built):
+    out, _, outcome = built
+    assert Report.model_validate_json((out / REPORT).read_bytes()) == outcome.report
+    assert json.loads((out / REPORT).read_text())["schema"] == "edgekiln.report/1"
+    markdown = (out / REPORT_MARKDOWN).read_text()
+    assert "**7 passed**" in markdown
+    assert all(f"## {name}:" in markdown for name in BUILDS)
+
+
+def test_every_figure_that_the_report_promises_is_there(built):
+    for build in built[2].report.builds:
+        figures = build.model_dump()
+        assert figures["parity"]["runtime"]
+        assert all(value is not None for value in figures["parity"].values()), build.id
+        for part in (figures["latency"], figures["latency"]["reference"], figures["latency"]["fp16_artifact"]):
+            assert all(value is not None for value in part.values()), build.id
+        assert figures["gates"]
+        assert figures["bits_per_weight"] < 10
+
+
+def test_artifacts_are_complete_and_lead_somewhere(built):
+    out, _, outcome = built
+    for build in outcome.report.builds:
+        directory = out / build.artifact
+        assert (out / build.id / "latest").resolve() == directory.resolve()
+        for line in (directory / CHECKSUMS).read_text().splitlines():
+            digest, name = line.split("  ")
+            assert sha256_file(directory / name) == digest
+        manifest = Manifest.model_validate_json((directory / MANIFEST).read_bytes())
+        assert (manifest.scheme.requested, manifest.container_type) == (build.requested, build.container_type)
+        assert str(out) not in (directory / MANIFEST).read_text()
+
+
+def test_nothing_else_is_left(built):
+    out, _, _ = built
+    assert {path.name for path in out.iterdir()} == {*BUILDS, REPORT, REPORT_MARKDOWN, "logs"}
+
+
+def test_building_again_gives_the_same_bytes(built, tmp_path):
+    out, made, outcome = built
+    only = [build for build in made.builds if build.id in {"onnx-cpu-int4", "gguf-cpu-q4-k-m"}]
+    for build in only:
+        export(open_checkpoint(EMBEDDED), build.format, build.scheme, tmp_path / build.id)
+        first = next(entry for entry in outcome.report.builds if entry.id == build.id)
+        for path in (tmp_path / build.id).iterdir():
+            if path.name in {MANIFEST, CHECKSUMS}:  # these name what was asked for before the target's mapping
+                continue
+            assert path.read_bytes() == (out / first.artifact / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("build_id", BUILDS)
+def test_two_swapped_layers_fail_the_default_gates_whatever_the_manifest_says(
+    built, session, reference, build_id, tmp_path
+):
+    out, made, outcome = built
+    build = next(entry for entry in made.builds if entry.id == build_id)
+    report = next(entry for entry in outcome.report.builds if entry.id == build_id)
+    mutant = tmp_path / "mutant"
+    shutil.copytree(out / report.artifact, mutant)
+    swap_layers(mutant)
+    metrics = session.validate("mutant", mutant, reference, build.threads)
+    parity = parity_report(metrics, "runtime")
+    values = flatten(metrics, parity, None)
+    gates = [gate for gate in build.gates if gate.relative_to is None]
+    outcomes = judge_gates(gates, values, Timings(None, None, None), {})
+    status, reason = verdict(check_reports(metrics), outcomes)
+    assert status == "failed"
+    assert "mean_kld" in reason
+
+
+def test_validate_judges_a_file_without_our_manifest_or_name(built, tmp_path):
+    out, made, outcome = built
+    report = next(entry for entry in outcome.report.builds if entry.id == "gguf-cpu-int8")
+    (source,) = (out / report.artifact).glob("*.gguf")
+    path = tmp_path / "somebody's file.bin"
+    shutil.copyfile(source, path)
+    with Console() as console:
+        found = run_validation(path, made.settings.values, (), console)
+    (build,) = found.report.builds
+    assert (found.exit_code, build.status, build.precision) == (ExitCode.PASSED, "passed", "q8_0")
+    assert build.parity.mean_kld == pytest.approx(report.parity.mean_kld, rel=1e-3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [path.name]
+
+
+def test_a_gate_that_fails_ends_with_1_and_names_itself(built, tmp_path):
+    pipeline = tmp_path / "p.yaml"
+    pipeline.write_text(
+        "schema: edgekiln.pipeline/1\nname: p\nbuilds:\n"
+        "  - {target: gguf-cpu, precision: int4, gates: ['mean_kld <= 1e-6']}\n"
+        "  - {target: gguf-cpu, precision: nf4, allow_unsupported: true}\n"
+    )
+    with Console() as console:
+        outcome = run_plan(plan(tmp_path / "out", str(pipeline)), console)
+    failed, unsupported = outcome.report.builds
+    assert outcome.exit_code is ExitCode.GATE_FAILED
+    assert failed.status == "failed"
+    assert failed.reason.startswith("mean_kld: ")
+    assert (tmp_path / "out" / failed.artifact).is_dir()
+    assert unsupported.status == "unsupported"
+
+
+def test_a_runtime_that_dies_fails_its_build_and_the_others_go_on(tmp_path, monkeypatch):
+    from edgekiln.errors import StepError
+    from edgekiln.pipelines import run
+
+    validate = run.validate_artifact
+
+    def dies(path: Path, *arguments, **options):
+        if "gguf-cpu-int4" in str(path):
+            raise StepError("parity (tasks) was killed by SIGSEGV without a result")
+        return validate(path, *arguments, **options)
+
+    monkeypatch.setattr(run, "validate_artifact", dies)
+    pipeline = tmp_path / "p.yaml"
+    pipeline.write_text(
+        "schema: edgekiln.pipeline/1\nname: p\nbuilds:\n  - {target: gguf-cpu, precisions: [int4, int8]}\n"
+    )
+    with Console() as console:
+        outcome = run_plan(plan(tmp_path / "out", str(pipeline)), console)
+    assert [build.status for build in outcome.report.builds] == ["error", "passed"]
+    assert "SIGSEGV" in outcome.report.builds[0].reason
+    assert outcome.exit_code is ExitCode.STEP_FAILED
