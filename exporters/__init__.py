@@ -16,6 +16,4 @@ from edgekiln.exporters.onnx import Onnx
 if TYPE_CHECKING:
     from edgekiln.exporters.base import Exporter
 
-EXPORTERS: Mapping[str, Exporter] = MappingProxyType(
-    {"onnx": Onnx(), "gguf": Gguf(), "foundry-local": FoundryLocal()}
-)
+EXPORTERS: Mapping[str, Exporter] = MappingProxyType({"onnx": Onnx(), "gguf": Gguf(), "foundry-local": FoundryLocal()})

@@ -152,6 +152,7 @@ class Gguf:
         """
         mix = _mix(scheme)
         check_group_size(scheme.precision, scheme.group_size)
+        check_group_size(scheme.embedding_precision or scheme.precision, scheme.embedding_group_size)
         read_vocabulary(checkpoint)
         names = _tensor_names(checkpoint)
         tensors: list[TensorPlan] = []

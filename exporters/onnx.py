@@ -67,8 +67,8 @@ class Onnx:
             storage: Grid | FloatDtype = body
             if len(infos[0].shape) == 1:
                 storage = "float32"
-            elif wanted is not None and wanted != scheme.precision:
-                storage = self._storage(wanted, None, symmetric=scheme.symmetric)
+            elif wanted is not None:
+                storage = self._end_storage(wanted, scheme)
             tensors.append(_plan_tensor(name, sources, infos, storage))
         if checkpoint.config.tie_word_embeddings and embedding != head:
             tensors.append(self._untied_head(checkpoint, head, scheme))
@@ -115,10 +115,15 @@ class Onnx:
         bits: Literal[4, 8] = 8 if precision == "int8" else 4
         return IntegerGrid(bits, group_size, symmetric)
 
+    def _end_storage(self, precision: str, scheme: Scheme) -> Grid | FloatDtype:
+        """Return what embeddings or head lie in: by their own group size, else by that of the body if it is alike."""
+        inherited = scheme.group_size if precision == scheme.precision else None
+        group_size = None if precision == "fp16" else scheme.embedding_group_size or inherited
+        return self._storage(precision, group_size, symmetric=scheme.symmetric or precision == "nf4")
+
     def _untied_head(self, checkpoint: Checkpoint, head: str, scheme: Scheme) -> TensorPlan:
         """Plan a second copy of a tied embedding, for a head of another precision."""
-        group_size = scheme.group_size if head == scheme.precision else None
-        storage = self._storage(head, group_size, symmetric=scheme.symmetric)
+        storage = self._end_storage(head, scheme)
         tensor = _plan_tensor(HEAD, (EMBEDDING,), [checkpoint.tensors[EMBEDDING]], storage)
         return replace(tensor, note="a copy of the tied embedding, since the head has a precision of its own")
 

@@ -113,4 +113,5 @@ def _scheme_entry(scheme: Scheme, requested: str) -> SchemeEntry:
         symmetric=scheme.symmetric,
         embedding_precision=scheme.embedding_precision,
         head_precision=scheme.head_precision,
+        embedding_group_size=scheme.embedding_group_size,
     )

@@ -37,7 +37,7 @@ Formats: TypeAlias = Mapping[str, Collection[str]]
 _INSTEAD: Final[Mapping[tuple[str, str], str]] = MappingProxyType({("gguf", "nf4"): "iq4_nl"})
 #: GGUF names the form with a minimum per block as a type of its own.
 _ASYMMETRIC: Final[Mapping[str, str]] = MappingProxyType({"q4_0": "q4_1", "q5_0": "q5_1"})
-_OPTIONS: Final = ("group_size", "symmetric", "embedding_precision", "head_precision")
+_OPTIONS: Final = ("group_size", "symmetric", "embedding_precision", "head_precision", "embedding_group_size")
 _HASH_LENGTH: Final = 8
 
 

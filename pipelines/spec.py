@@ -52,6 +52,11 @@ class BuildSpec(Strict):
     head_precision: Precision | None = Field(
         default=None, description="Precision of the output head; without it what the target says.", examples=["int8"]
     )
+    embedding_group_size: GroupSize | None = Field(
+        default=None,
+        description="Weights of embeddings and head that share a scale; without it what the target says.",
+        examples=[64],
+    )
     gates: tuple[GateText, ...] = Field(
         default=(),
         description="Limits; each replaces the target's and the default for the same metric.",

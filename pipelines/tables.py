@@ -92,6 +92,7 @@ def _plan_row(build: Build) -> list[object]:
         "" if build.scheme.symmetric else "asymmetric",
         f"embeddings {build.scheme.embedding_precision}" if build.scheme.embedding_precision else "",
         f"head {build.scheme.head_precision}" if build.scheme.head_precision else "",
+        f"embedding group {build.scheme.embedding_group_size}" if build.scheme.embedding_group_size else "",
     ]
     return [
         build.id,
@@ -140,6 +141,7 @@ def plan_json(plan: Plan) -> str:
             "symmetric": build.scheme.symmetric,
             "embedding_precision": build.scheme.embedding_precision,
             "head_precision": build.scheme.head_precision,
+            "embedding_group_size": build.scheme.embedding_group_size,
             "threads": build.threads,
             "gates": [str(gate) for gate in build.gates],
             "unsupported": build.unsupported,

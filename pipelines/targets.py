@@ -121,6 +121,11 @@ class Meaning(Strict):
     head_precision: Precision | None = Field(
         default=None, description="Precision of the output head; without it the container's own.", examples=["int8"]
     )
+    embedding_group_size: GroupSize | None = Field(
+        default=None,
+        description="Weights of embeddings and head that share a scale; without it the container's own.",
+        examples=[64],
+    )
     unsupported: Text | None = Field(
         default=None,
         min_length=1,

@@ -23,7 +23,9 @@ def build(**changes):
 
 
 def test_the_verdict_comes_first():
-    lines = render_markdown(report(build(), build(id="other", status="failed", reason="mean_kld: too much"))).splitlines()
+    lines = render_markdown(
+        report(build(), build(id="other", status="failed", reason="mean_kld: too much"))
+    ).splitlines()
     assert lines[2] == "**1 passed, 1 failed**"
 
 

@@ -32,8 +32,7 @@ class GenaiRuntime:
         import onnxruntime_genai as og
 
         og.disable_telemetry_events()
-        # Threads that spin starve each other on a busy machine: two of them decoded at half the speed.
-        options = {"intra_op_num_threads": threads, "session.intra_op.allow_spinning": "0"}
+        options = {"intra_op_num_threads": threads}
         overlay = {"model": {"decoder": {"session_options": options}}}
         try:
             config = og.Config(str(path))

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final
 
 from edgekiln.checkpoint import Checkpoint
@@ -18,13 +17,10 @@ from edgekiln.validators.latency import LatencySample
 from edgekiln.validators.parity import Parity
 
 _TASKS: Final = "edgekiln.validators.tasks"
-#: OpenMP threads that spin at a barrier starve each other where the machine has other work: llama.cpp was seen to
-#: decode 50 times slower on two busy cores. Threads that sleep cost an idle machine nothing that could be measured.
-_ENVIRONMENT: Final = MappingProxyType({"OMP_WAIT_POLICY": "PASSIVE"})
 
 
 def _run(task: str, request: Json, *, log: Path, limits: Limits | None) -> Json:
-    return run_task(_TASKS, task, request, log=log, limits=limits, environment=_ENVIRONMENT)
+    return run_task(_TASKS, task, request, log=log, limits=limits)
 
 
 @dataclass(frozen=True)

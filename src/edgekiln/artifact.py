@@ -54,6 +54,7 @@ class SchemeEntry(_Value):
     symmetric: bool | None = None
     embedding_precision: str | None = None
     head_precision: str | None = None
+    embedding_group_size: int | None = None
 
 
 class TensorEntry(_Value):

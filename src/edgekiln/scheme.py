@@ -19,6 +19,8 @@ class Scheme:
         symmetric: No zero points.
         embedding_precision: Precision of the embeddings; None leaves it to the container.
         head_precision: Precision of the output head; None leaves it to the container.
+        embedding_group_size: Group size of embeddings and head; None means that of the other weights where the
+            precision is the same, else the container's own.
     """
 
     precision: str
@@ -26,3 +28,4 @@ class Scheme:
     symmetric: bool = True
     embedding_precision: str | None = None
     head_precision: str | None = None
+    embedding_group_size: int | None = None
