@@ -20,7 +20,7 @@ from edgekiln.steps import LocalStore
 from edgekiln.validators.report import Report
 from mutants import swap_layers
 
-SETTINGS = ["windows=4", "window=128", "greedy_tokens=8", "prefill_tokens=32", "decode_tokens=16"]
+SETTINGS = ["greedy_tokens=8", "prefill_tokens=32", "decode_tokens=16"]
 FORMATS = {name: exporter.precisions for name, exporter in EXPORTERS.items()}
 BUILDS = (
     "onnx-cpu-int4",
