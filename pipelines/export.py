@@ -21,7 +21,7 @@ from edgekiln.errors import UsageError
 from edgekiln.exporters import EXPORTERS
 from edgekiln.exporters.base import ExportPlan
 from edgekiln.hub import parse_hub_id
-from edgekiln.quantizers import quantize
+from edgekiln.quantizers import library_versions, quantize
 from edgekiln.scheme import Scheme
 
 
@@ -44,12 +44,13 @@ def write_artifact(checkpoint: Checkpoint, plan: ExportPlan, requested: str, dir
     """
     exporter = EXPORTERS[plan.format]
     exporter.write(checkpoint, plan, directory, quantize)
+    grids = {tensor.storage for tensor in plan.tensors if not isinstance(tensor.storage, str)}
     manifest = Manifest(
         format=plan.format,
         container_type=plan.container_type,
         checkpoint=_checkpoint_entry(checkpoint),
         scheme=_scheme_entry(plan.scheme, requested),
-        tools={"edgekiln": __version__, **_sorted(exporter.tool_versions())},
+        tools={"edgekiln": __version__, **_sorted({**exporter.tool_versions(), **library_versions(grids)})},
         files=list_files(directory),
         tensors=tuple(
             TensorEntry(

@@ -5,7 +5,7 @@ A new quantizer is one module, one test file and one line in `QUANTIZERS`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,14 @@ def quantizer_for(grid: Grid) -> Quantizer:
             return QUANTIZERS[codebook]
         case _:
             return QUANTIZERS["ggml"]
+
+
+def library_versions(grids: Iterable[Grid]) -> dict[str, str]:
+    """Return the libraries whose arithmetic the quantizers of these grids use, for manifests."""
+    versions: dict[str, str] = {}
+    for grid in grids:
+        versions |= quantizer_for(grid).library_versions()
+    return versions
 
 
 def quantize(rows: NDArray[np.float32], grid: Grid) -> QuantizedRows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -22,4 +23,8 @@ class Quantizer(Protocol):
 
     def dequantize(self, quantized: QuantizedRows) -> NDArray[np.float32]:
         """Return the values that `quantized` stands for, float32 [rows, columns]."""
+        ...
+
+    def library_versions(self) -> Mapping[str, str]:
+        """Return what did the arithmetic, for manifests: packages with their version, libraries with their sha256."""
         ...

@@ -165,6 +165,10 @@ class Ggml:
             raise StepError(f"weights up to {np.abs(rows).max():.3g} overflow the float16 scales of {kind.name}")
         return BlockRows(grid, columns, blocks)
 
+    def library_versions(self) -> Mapping[str, str]:
+        """Return what names ggml's library; see `library_version`."""
+        return library_version()
+
     def dequantize(self, quantized: QuantizedRows) -> NDArray[np.float32]:
         """Return the values that `quantized` stands for, float32 [rows, columns], as ggml itself reads them.
 

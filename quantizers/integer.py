@@ -5,6 +5,8 @@ A subclass owns the arithmetic of one bit width: which kernel defines it, and ho
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib.metadata import version
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -57,6 +59,10 @@ class IntegerQuantizer:
             offset = quantized.zero_points.astype(np.float32)[:, :, None]
         values = (codes.astype(np.float32) - offset) * quantized.scales[:, :, None]
         return values.reshape(count, quantized.columns)
+
+    def library_versions(self) -> Mapping[str, str]:
+        """Return the version of ONNX Runtime, whose kernel rounds."""
+        return {"onnxruntime": version("onnxruntime")}
 
     def _own(self, grid: Grid) -> IntegerGrid:
         if not isinstance(grid, IntegerGrid) or grid.bits != self.bits:

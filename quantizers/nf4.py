@@ -5,6 +5,8 @@ Source: Dettmers et al., QLoRA (arXiv:2305.14314), appendix E. The kernel is tha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Final
 
 import numpy as np
@@ -69,3 +71,7 @@ class Nf4:
         codes = np.stack((quantized.codes >> 4, quantized.codes & 0x0F), axis=-1).reshape(-1)
         blocks = NF4_VALUES[codes].reshape(-1, quantized.grid.group_size) * quantized.absmax[:, None]
         return blocks.reshape(-1, quantized.columns)
+
+    def library_versions(self) -> Mapping[str, str]:
+        """Return the version of ONNX Runtime, whose kernel rounds."""
+        return {"onnxruntime": version("onnxruntime")}

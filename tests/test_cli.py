@@ -194,3 +194,47 @@ def test_an_interrupt_ends_with_130_and_leaves_no_process_and_nothing_half_writt
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
     left = {path.name for path in Path(tmp_path).rglob("*") if path.is_file()}
     assert not {name for name in left if name.endswith((".partial", ".gguf", ".data")) or name.startswith(".")}
+
+
+def test_export_makes_one_artifact_and_json_holds_its_manifest_only(tmp_path):
+    shown = edgekiln(
+        "export", "tiny-qwen3", "--format", "gguf", "--precision", "INT4", "--out", "out", "--json", cwd=tmp_path
+    )
+    assert shown.returncode == 0, shown.stderr
+    manifest = json.loads(shown.stdout)
+    assert manifest == json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (manifest["scheme"]["requested"], manifest["container_type"]) == ("int4", "Q4_0")
+    again = edgekiln("export", "tiny-qwen3", "--format", "gguf", "--precision", "int4", "--out", "out", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "exists already" in again.stderr
+
+
+def test_asymmetric_int4_in_gguf_is_q4_1(tmp_path):
+    arguments = ("--format", "gguf", "--precision", "int4", "--asymmetric", "--out", "out", "--json")
+    shown = edgekiln("export", "tiny-qwen3", *arguments, cwd=tmp_path)
+    assert json.loads(shown.stdout)["container_type"] == "Q4_1"
+
+
+@pytest.mark.parametrize("name", ["pipeline", "targets", "report", "manifest"])
+def test_schemas_are_json_schemas(tmp_path, name):
+    schema = json.loads(edgekiln("schema", name, cwd=tmp_path).stdout)
+    assert "properties" in schema
+
+
+def test_targets_are_listed_and_shown(tmp_path):
+    assert "gguf-cpu" in edgekiln("targets", cwd=tmp_path).stdout
+    shown = edgekiln("targets", "gguf-cpu", cwd=tmp_path).stdout
+    assert "llama.cpp" in shown
+    assert "q4_0" in shown
+    entries = json.loads(edgekiln("targets", "--json", cwd=tmp_path).stdout)
+    assert {"onnx-cpu", "gguf-cpu", "foundry-local-cpu"} <= {entry["name"] for entry in entries}
+
+
+def test_a_targets_file_in_the_folder_replaces_the_shipped_one_as_a_whole(tmp_path):
+    (tmp_path / "targets.yaml").write_text(
+        "schema: edgekiln.targets/1\ntargets:\n  kiosk:\n    description: A kiosk\n    format: gguf\n"
+        '    runtime: {name: llama.cpp, version: ">=0.3"}\n'
+    )
+    entries = json.loads(edgekiln("targets", "--json", cwd=tmp_path).stdout)
+    assert [entry["name"] for entry in entries] == ["kiosk"]
+    assert edgekiln("plan", cwd=tmp_path).returncode == 2  # the default pipeline's targets are not in it

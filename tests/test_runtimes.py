@@ -205,7 +205,7 @@ def test_a_crashing_runtime_is_an_error_of_the_step(reference: Reference, tmp_pa
 def _probe(request: dict[str, object]) -> dict[str, object]:
     """Runs in the child: what a runtime says about `ids`, twice."""
     runtime, ids = RUNTIMES[str(request["kind"])](), list(request["ids"])  # type: ignore[call-overload]
-    runtime.load(Path(str(request["path"])), 1, 200)
+    runtime.load(Path(str(request["path"])), 1, 512)
     rows = [chunk.copy() for chunk in runtime.logits(ids)]
     again = [chunk.copy() for chunk in runtime.logits(ids)]
     greedy = runtime.greedy(ids, 5, ())
