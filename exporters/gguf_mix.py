@@ -256,7 +256,7 @@ def choose(mix: Mix, scheme: Scheme, config: ModelConfig, name: str, shape: tupl
         UnsupportedError: GGUF has no such type.
     """
     if len(shape) < 2:
-        return Choice("F32", "norms and biases stay in float32, as in llama.cpp")
+        return Choice("F32")  # norms and biases, as in llama.cpp
     override = _override(name, scheme, config)
     if override is not None:
         wanted = _tensor_type(override, scheme)

@@ -197,6 +197,8 @@ def _unsupported(target: Target, requested: str, scheme: Scheme, formats: Format
     meaning = target.meaning(requested)
     if target.unsupported is not None:
         return target.unsupported
+    if target.execution_provider != "cpu":
+        return f"Edgekiln exports for the CPU so far, not for {target.execution_provider}; use a target on the cpu"
     if meaning is not None and meaning.unsupported is not None:
         return meaning.unsupported
     held = formats.get(target.format)

@@ -10,6 +10,7 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -19,7 +20,7 @@ from pydantic import TypeAdapter
 from edgekiln.artifact import MANIFEST, Manifest, write_atomically
 from edgekiln.checkpoint import Checkpoint, open_checkpoint
 from edgekiln.console import Console
-from edgekiln.errors import EdgekilnError, ExitCode, UnsupportedError, worst
+from edgekiln.errors import EdgekilnError, ExitCode, MachineError, UnsupportedError, UsageError, worst
 from edgekiln.exporters.base import ExportPlan
 from edgekiln.host import logical_cores, memory_bytes, processor_name, tool_versions
 from edgekiln.pipelines.export import check_outside, plan_export, write_artifact
@@ -34,6 +35,7 @@ from edgekiln.pipelines.verdict import (
     judge_gates,
     latency_report,
     missing_reasons,
+    not_measured,
     parity_report,
     verdict,
 )
@@ -60,8 +62,14 @@ from edgekiln.validators.validate import ArtifactMetrics, Reference, make_refere
 REPORT: Final = "report.json"
 REPORT_MARKDOWN: Final = "report.md"
 _METRICS: Final = "metrics.json"
+#: Room for a templated chat prompt before its greedy reply.
+_PROMPT_TOKENS: Final = 480
 _REFERENCE: Final = "Transformers on the fp16-rounded weights, computed in float32 on the CPU"
 #: The container whose fp16 artifact is the fair baseline of a format.
+#: The Python package whose version a target's range speaks of.
+RUNTIME_PACKAGES: Final[Mapping[str, str]] = MappingProxyType(
+    {"onnxruntime-genai": "onnxruntime-genai", "llama.cpp": "llama-cpp-python", "foundry-local": "foundry-local-sdk"}
+)
 BASELINE_FORMAT: Final[Mapping[str, str]] = MappingProxyType({"onnx": "onnx", "foundry-local": "onnx", "gguf": "gguf"})
 
 
@@ -111,8 +119,27 @@ def make_protocol(settings: Settings, threads: int) -> MeasurementProtocol:
         repeats=1,
         processes=settings.repeats,
         threads=threads,
-        context=max(512, settings.window, settings.prefill_tokens + 1, settings.decode_tokens + 1),
+        context=max(
+            settings.window,
+            settings.prefill_tokens + 1,
+            settings.decode_tokens + 1,
+            settings.greedy_tokens + _PROMPT_TOKENS,
+        ),
     )
+
+
+def check_context(protocol: MeasurementProtocol, checkpoint: Checkpoint) -> None:
+    """Refuse a measurement that is longer than the model's context.
+
+    Raises:
+        UsageError: Names the settings to lower.
+    """
+    limit = checkpoint.config.max_position_embeddings
+    if protocol.context > limit:
+        raise UsageError(
+            f"the measurement needs a context of {protocol.context} tokens, but {checkpoint.source} has {limit}; "
+            "lower window, prefill_tokens, decode_tokens or greedy_tokens"
+        )
 
 
 class Session:
@@ -124,9 +151,11 @@ class Session:
         self.store = store
         self.logs = logs
         self.console = console
-        self.limits = Limits(seconds=settings.step_timeout_seconds)
+        # A child that outgrows the machine is ended before the machine is.
+        self.limits = Limits(seconds=settings.step_timeout_seconds, memory_bytes=memory_bytes())
         self.threads = settings.threads or physical_cores()
         self.protocol = make_protocol(settings, self.threads)
+        check_context(self.protocol, checkpoint)
         self._published: dict[str, Path] = {}
 
     def log(self, name: str) -> Path:
@@ -166,10 +195,12 @@ class Session:
             write_artifact(self.checkpoint, plan, requested, directory)
 
         step = Step("export", (self.checkpoint.identity,), parameters, run)
-        path = self._published.get(step.key) or self.store.get(step)
+        published = self._published.get(step.key)
+        path = published or self.store.get(step)
         manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
         if publish_as is not None:
-            path = self._published[step.key] = publish(path, manifest, self.settings.out, publish_as)
+            path = publish(path, manifest, self.settings.out, publish_as, keep=published is not None)
+            self._published[step.key] = path
         return path, manifest
 
     def validate(self, name: str, artifact: Path, reference: Reference, threads: int) -> ArtifactMetrics:
@@ -214,18 +245,54 @@ def prepare(plan: Plan, checkpoint: Checkpoint) -> list[Cell]:
     """Decide every tensor of every build from metadata, before anything is written.
 
     Raises:
-        UsageError: A scheme contradicts itself or the shapes.
+        UsageError: A scheme contradicts itself or the shapes; the message begins with the build's id.
     """
-    cells = []
+    return [_prepare(build, checkpoint) for build in plan.builds]
+
+
+def _prepare(build: Build, checkpoint: Checkpoint) -> Cell:
+    cell = Cell(build, unsupported=build.unsupported)
+    if cell.unsupported is not None:
+        return cell
+    try:
+        cell.plan = plan_export(checkpoint, build.format, build.scheme)
+    except UnsupportedError as error:
+        cell.unsupported = str(error)
+        return cell
+    except UsageError as error:
+        raise UsageError(f"{build.id}: {error}") from None
+    memory = build.target.memory
+    if memory is not None and cell.plan.weights_bytes > memory:
+        needed, given = cell.plan.weights_bytes / 2**20, memory / 2**20
+        cell.unsupported = (
+            f"its weights take {needed:.0f} MiB, but {build.target.name} gives a model {given:.0f} MiB; "
+            "use a smaller precision or checkpoint"
+        )
+        cell.plan = None
+    return cell
+
+
+def reasons_against(plan: Plan) -> tuple[dict[str, str], str | None]:
+    """Return why builds cannot be made, by id, and what could not be looked at.
+
+    The checkpoint's metadata is read where it is on this machine already; no weight is read, nothing is written.
+    """
+    settings = plan.settings.values
+    try:
+        checkpoint = open_checkpoint(settings.checkpoint, offline=True)
+    except MachineError:
+        known = {build.id: build.unsupported for build in plan.builds if build.unsupported}
+        return known, f"{settings.checkpoint} is not on this machine yet, so its shapes were not looked at."
+    reasons: dict[str, str] = {}
     for build in plan.builds:
-        cell = Cell(build, unsupported=build.unsupported)
-        if cell.unsupported is None:
-            try:
-                cell.plan = plan_export(checkpoint, build.format, build.scheme)
-            except UnsupportedError as error:
-                cell.unsupported = str(error)
-        cells.append(cell)
-    return cells
+        try:
+            cell = _prepare(build, checkpoint)
+        except UsageError as error:
+            reasons[build.id] = str(error).removeprefix(f"{build.id}: ")
+            continue
+        if cell.unsupported is not None:
+            reasons[build.id] = cell.unsupported
+    return reasons, None
 
 
 def run_plan(plan: Plan, console: Console) -> Outcome:
@@ -241,8 +308,9 @@ def run_plan(plan: Plan, console: Console) -> Outcome:
     cells = prepare(plan, checkpoint)
     with workspace(settings.out) as scratch:
         logs = settings.out / "logs"
-        for name in ("reference", *(cell.build.id for cell in cells)):
-            (logs / f"{name}.log").unlink(missing_ok=True)
+        # What an earlier run said must not be taken for this one's, should this one end early.
+        for stale in (settings.out / REPORT, settings.out / REPORT_MARKDOWN, *logs.glob("*.log")):
+            stale.unlink(missing_ok=True)
         session = Session(checkpoint, settings, LocalStore(scratch), logs, console)
         living = [cell for cell in cells if cell.alive]
         groups = {(BASELINE_FORMAT[cell.build.format], cell.build.threads) for cell in living}
@@ -276,6 +344,7 @@ def _make(cell: Cell, session: Session, reference: Reference | None) -> None:
     if cell.plan is None or reference is None:
         return
     try:
+        _check_runtime(build)
         begin = time.monotonic()
         with session.console.step(build.id, f"exporting {cell.plan.container_type}"):
             cell.artifact, cell.manifest = session.export(cell.plan, build.requested, publish_as=build.id)
@@ -285,6 +354,23 @@ def _make(cell: Cell, session: Session, reference: Reference | None) -> None:
     except EdgekilnError as error:
         session.console.say(f"{build.id}: {error}")
         cell.error = error
+    except OSError as error:
+        cell.error = MachineError(f"{build.id}: {error}")
+
+
+def _check_runtime(build: Build) -> None:
+    """Refuse to judge for a runtime version that this machine does not have.
+
+    Raises:
+        MachineError: The installed runtime lies outside the target's range.
+    """
+    package = RUNTIME_PACKAGES[build.target.runtime.name]
+    found = version(package)
+    if not build.target.runtime.accepts(found):
+        raise MachineError(
+            f"target {build.target.name} wants {build.target.runtime.name} {build.target.runtime.version}, but this "
+            f"machine has {package} {found}; install one in that range or change the target"
+        )
 
 
 def _time_all(living: list[Cell], session: Session, reference: Reference | None) -> dict[str, Timings]:
@@ -327,12 +413,14 @@ def _report(cell: Cell, timings: Timings | None, out: Path) -> BuildReport:
         reason=cell.unsupported or str(cell.error),
         artifact=cell.artifact.relative_to(out).as_posix() if cell.artifact else None,
         export_seconds=cell.export_seconds,
-        notes=tuple(f"{t.name}: {t.note}" for t in cell.plan.tensors if t.note) if cell.plan else (),
+        notes=_notes(cell.plan) if cell.plan else (),
         log=f"logs/{build.id}.log" if cell.artifact else None,
     )
     if cell.metrics is None:
         return base
     timings = timings or Timings(None, None, None)
+    if cell.error is None and isinstance(timings.artifact, EdgekilnError):
+        cell.error = timings.artifact
     metrics, checks = cell.metrics, check_reports(cell.metrics)
     parity = parity_report(metrics, RUNTIME_NAMES[build.format])
     values = flatten(metrics, parity, timings.artifact)
@@ -349,7 +437,20 @@ def _report(cell: Cell, timings: Timings | None, out: Path) -> BuildReport:
             "parity": parity,
             "latency": latency_report(timings, build.threads),
             "gates": gate_reports(outcomes),
+            "not_measured": not_measured(metrics, timings),
         }
+    )
+
+
+def _notes(plan: ExportPlan) -> tuple[str, ...]:
+    """Return what is stored otherwise than asked for: one line per reason."""
+    by_reason: dict[str, list[str]] = {}
+    for tensor in plan.tensors:
+        if tensor.note:
+            by_reason.setdefault(tensor.note, []).append(tensor.name)
+    return tuple(
+        f"{names[0]}: {reason}" if len(names) == 1 else f"{len(names)} tensors, first {names[0]}: {reason}"
+        for reason, names in by_reason.items()
     )
 
 

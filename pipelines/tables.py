@@ -1,10 +1,13 @@
-"""Plans, targets and reports as tables on a terminal, and as JSON for scripts."""
+"""Plans, targets and reports as texts with tables for a terminal, and as JSON for scripts."""
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 
 from edgekiln.pipelines.plan import Build, Plan
 from edgekiln.pipelines.targets import Target, TargetsFile
@@ -16,26 +19,26 @@ _STYLES = {"passed": "green", "failed": "red", "error": "red", "unsupported": "y
 _LOG_WIDTH = 160
 
 
-def _print_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; a column is a heading and whether it holds numbers."""
+def _table(columns: Sequence[tuple[str, bool]], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table; a column is a heading and whether it holds numbers."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(width=None if _is_terminal() else _LOG_WIDTH)
-    table = Table(title=title or None, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal else _LOG_WIDTH
+    text = io.StringIO()
+    console = Console(
+        file=text, width=width, force_terminal=terminal, no_color="NO_COLOR" in os.environ or not terminal
+    )
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for heading, numeric in columns:
         table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
     console.print(table)
-
-
-def _is_terminal() -> bool:
-    import sys
-
-    return sys.stdout.isatty() and shutil.get_terminal_size().columns > 0
+    return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines()) + "\n"
 
 
 def _styled(status: str) -> object:
@@ -76,17 +79,16 @@ _RESULT_COLUMNS = (
 )
 
 
-def print_report(report: Report) -> None:
-    """Print one row per build, then the reason of each that did not pass."""
-    _print_table("", _RESULT_COLUMNS, map(_result_row, report.builds))
-    for build in report.builds:
-        if build.reason:
-            print(f"{build.id}: {build.status}: {build.reason}")
+def report_text(report: Report) -> str:
+    """Return one row per build, then the reason of each that did not pass."""
+    lines = [_table(_RESULT_COLUMNS, map(_result_row, report.builds))]
+    lines += [f"{build.id}: {build.status}: {build.reason}" for build in report.builds if build.reason]
     passed = sum(build.status == "passed" for build in report.builds)
-    print(f"{passed} of {len(report.builds)} builds passed.")
+    lines.append(f"{passed} of {len(report.builds)} builds passed.")
+    return "\n".join(lines)
 
 
-def _plan_row(build: Build) -> list[object]:
+def _plan_row(build: Build, reason: str | None) -> list[object]:
     options = [
         f"group {build.scheme.group_size}" if build.scheme.group_size else "",
         "" if build.scheme.symmetric else "asymmetric",
@@ -102,12 +104,18 @@ def _plan_row(build: Build) -> list[object]:
         build.precision,
         ", ".join(filter(None, options)) or "–",
         build.threads,
-        "cannot be built" if build.unsupported else "will be built",
+        "cannot be built" if reason else "will be built",
     ]
 
 
-def print_plan(plan: Plan) -> None:
-    """Print the matrix, and why a cell cannot be built."""
+def plan_text(plan: Plan, reasons: Mapping[str, str], note: str | None) -> str:
+    """Return the matrix, and why a cell cannot be built.
+
+    Args:
+        plan: The expanded pipeline.
+        reasons: By build id, why it cannot be built.
+        note: What was not looked at, and why; None when everything was.
+    """
     columns = (
         ("build", False),
         ("target", False),
@@ -118,18 +126,18 @@ def print_plan(plan: Plan) -> None:
         ("threads", True),
         ("", False),
     )
-    _print_table("", columns, map(_plan_row, plan.builds))
-    for build in plan.builds:
-        if build.unsupported:
-            print(f"{build.id}: {build.unsupported}")
     settings = plan.settings
-    print(f"Checkpoint: {settings.values.checkpoint} ({settings.origins['checkpoint']})")
-    print(f"Targets: {plan.targets.name}")
-    print(f"Output: {settings.values.out} ({settings.origins['out']})")
+    lines = [_table(columns, (_plan_row(build, reasons.get(build.id)) for build in plan.builds))]
+    lines += [f"{name}: {reason}" for name, reason in reasons.items()]
+    lines += [note] if note else []
+    lines.append(f"Checkpoint: {settings.values.checkpoint} ({settings.origins['checkpoint']})")
+    lines.append(f"Targets: {plan.targets.name}")
+    lines.append(f"Output: {settings.values.out} ({settings.origins['out']})")
+    return "\n".join(lines)
 
 
-def plan_json(plan: Plan) -> str:
-    """Return the plan as JSON."""
+def plan_json(plan: Plan, reasons: Mapping[str, str]) -> str:
+    """Return the plan as JSON; `reasons` says why a build cannot be made."""
     builds = [
         {
             "id": build.id,
@@ -144,7 +152,7 @@ def plan_json(plan: Plan) -> str:
             "embedding_group_size": build.scheme.embedding_group_size,
             "threads": build.threads,
             "gates": [str(gate) for gate in build.gates],
-            "unsupported": build.unsupported,
+            "unsupported": reasons.get(build.id),
             "allow_unsupported": build.allow_unsupported,
             "origins": dict(build.origins),
         }
@@ -159,30 +167,30 @@ def plan_json(plan: Plan) -> str:
     return json.dumps(document, indent=2)
 
 
-def print_targets(catalogue: TargetsFile) -> None:
-    """Print one row per device profile."""
+def targets_text(catalogue: TargetsFile) -> str:
+    """Return one row per device profile."""
     rows = [
         [t.name, t.format, f"{t.runtime.name} {t.runtime.version}", t.execution_provider, t.description]
         for t in catalogue.targets.values()
     ]
     columns = (("target", False), ("format", False), ("runtime", False), ("provider", False), ("description", False))
-    _print_table("", columns, rows)
-    print(f"From {catalogue.name}")
+    return f"{_table(columns, rows)}\nFrom {catalogue.name}"
 
 
-def print_target(target: Target) -> None:
-    """Print one device profile with the reason for each of its precisions."""
+def target_text(target: Target) -> str:
+    """Return one device profile with the reason for each of its precisions."""
     memory = "not given" if target.memory is None else format_size(target.memory)
-    print(f"{target.name}: {target.description}")
-    print(f"  format     {target.format}")
-    print(f"  runtime    {target.runtime.name} {target.runtime.version} on {target.execution_provider}")
-    print(f"  memory     {memory}")
-    print(f"  threads    {target.threads or 'all physical cores'}")
-    print(f"  context    {target.context_length or 'as long as the model allows'}")
+    lines = [
+        f"{target.name}: {target.description}",
+        f"  format     {target.format}",
+        f"  runtime    {target.runtime.name} {target.runtime.version} on {target.execution_provider}",
+        f"  memory     {memory}",
+        f"  threads    {target.threads or 'all physical cores'}",
+        f"  context    {target.context_length or 'as long as the model allows'}",
+    ]
     for name, meaning in target.precisions.items():
-        print(f"  {name:<10} {meaning.unsupported or meaning.container or name}: {meaning.why}")
-    for gate in target.gates:
-        print(f"  gate       {gate}")
+        lines.append(f"  {name:<10} {meaning.unsupported or meaning.container or name}: {meaning.why}")
+    return "\n".join([*lines, *(f"  gate       {gate}" for gate in target.gates)])
 
 
 def targets_json(targets: Sequence[Target]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgekiln.checkpoint import open_checkpoint
 from edgekiln.console import Console
-from edgekiln.errors import ExitCode
+from edgekiln.errors import EdgekilnError, ExitCode
 from edgekiln.host import tool_versions
 from edgekiln.pipelines.measure import Subject
 from edgekiln.pipelines.run import (
@@ -27,6 +27,7 @@ from edgekiln.pipelines.verdict import (
     judge_gates,
     latency_report,
     missing_reasons,
+    not_measured,
     parity_report,
     verdict,
 )
@@ -73,7 +74,8 @@ def run_validation(artifact: Path, settings: Settings, limits: tuple[Gate, ...],
             protocol=describe_protocol(session, reference, {session.threads}),
             builds=(build,),
         )
-    return Outcome(report, ExitCode.PASSED if build.status == "passed" else ExitCode.GATE_FAILED)
+    codes = {"passed": ExitCode.PASSED, "failed": ExitCode.GATE_FAILED}
+    return Outcome(report, codes.get(build.status, ExitCode.STEP_FAILED))
 
 
 def _time(kind: ArtifactKind, session: Session, reference: Reference, metrics: ArtifactMetrics) -> Timings:
@@ -105,6 +107,8 @@ def _judge(
     values = flatten(metrics, parity, timings.artifact)
     outcomes = judge_gates(combine(defaults, limits), values, timings, missing_reasons(metrics, timings))
     status, reason = verdict(checks, outcomes)
+    if isinstance(timings.artifact, EdgekilnError):
+        status, reason = "error", str(timings.artifact)
     return BuildReport(
         id=artifact.name,
         target=None,
@@ -121,4 +125,5 @@ def _judge(
         parity=parity,
         latency=latency_report(timings, threads),
         gates=gate_reports(outcomes),
+        not_measured=not_measured(metrics, timings),
     )

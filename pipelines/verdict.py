@@ -108,6 +108,20 @@ def missing_reasons(metrics: ArtifactMetrics, timings: Timings) -> dict[str, str
     return reasons
 
 
+def not_measured(metrics: ArtifactMetrics, timings: Timings) -> dict[str, str]:
+    """Return what is missing from a report, and why."""
+    failed = {
+        name: str(timing)
+        for name, timing in (
+            ("latency", timings.artifact),
+            ("latency.reference", timings.reference),
+            ("latency.fp16_artifact", timings.fp16_artifact),
+        )
+        if isinstance(timing, EdgekilnError)
+    }
+    return {**metrics.not_measured, **failed}
+
+
 def verdict(
     checks: Iterable[CheckReport], gates: Iterable[GateOutcome], allow_not_measured: Collection[str] = ()
 ) -> tuple[BuildStatus, str | None]:

@@ -41,19 +41,26 @@ def workspace(out: Path) -> Iterator[Path]:
         raise MachineError(f"cannot write into {out}: {error.strerror}; choose another --out") from None
     scratch = out / _SCRATCH
     try:
-        shutil.rmtree(scratch, ignore_errors=True)
+        for left in (scratch, *out.glob("*/.*.partial")):
+            shutil.rmtree(left, ignore_errors=True)
         scratch.mkdir()
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         lock.release()
-        (out / _LOCK).unlink(missing_ok=True)
 
 
-def publish(artifact: Path, manifest: Manifest, out: Path, build_id: str) -> Path:
-    """Move a finished artifact to `out/BUILD_ID/DIGEST`, named by its content, and point `latest` to it.
+def publish(artifact: Path, manifest: Manifest, out: Path, build_id: str, *, keep: bool) -> Path:
+    """Bring a finished artifact to `out/BUILD_ID/DIGEST`, named by its content, and point `latest` to it.
 
-    It is moved, not linked: ONNX's checker refuses data files with more than one hard link.
+    It is moved or copied, not linked: ONNX's checker refuses data files with more than one hard link.
+
+    Args:
+        artifact: The finished directory.
+        manifest: Its manifest.
+        out: The output folder.
+        build_id: The build that it belongs to.
+        keep: Copy it, because it is another build's as well; False moves it.
 
     Raises:
         StepError: An artifact of that name is there already and is not what it was.
@@ -65,8 +72,12 @@ def publish(artifact: Path, manifest: Manifest, out: Path, build_id: str) -> Pat
     else:
         with staged(destination) as directory:
             for path in artifact.iterdir():
-                path.rename(directory / path.name)
-    shutil.rmtree(artifact)
+                if keep:
+                    shutil.copyfile(path, directory / path.name)
+                else:
+                    path.rename(directory / path.name)
+    if not keep:
+        shutil.rmtree(artifact)
     _point(destination.parent / LATEST, destination.name)
     return destination
 

@@ -58,6 +58,9 @@ BAD = {
     "heads do not divide": ({"num_key_value_heads": 3}, "do not divide by 3"),
     "hidden does not divide": ({"num_attention_heads": 6, "num_key_value_heads": 3}, "does not divide by 6"),
     "odd head": ({"head_dim": 5}, "even number"),
+    "number beyond floats": ({"rms_norm_eps": 10**400}, "rms_norm_eps is 1000"),
+    "a billion layers": ({"num_hidden_layers": 10**9}, "up to 1024"),
+    "a context beyond memory": ({"max_position_embeddings": 10**10}, "up to 2097152"),
     "negative eos": ({"eos_token_id": -1}, "token id"),
     "infinite rope base": ({"rope_theta": float("inf")}, "finite"),
 }
@@ -73,6 +76,7 @@ def test_a_contradiction_is_one_sentence_with_the_file(tmp_path, changes, messag
 UNSUPPORTED = {
     "other architecture": ({"model_type": "llama"}, "'llama' model; Edgekiln supports qwen2, qwen3"),
     "sliding window": ({"use_sliding_window": True}, "sliding-window"),
+    "sliding layers": ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window"),
     "yarn": ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "'yarn'"),
     "yarn, transformers 5": ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "'yarn'"),
     "activation": ({"hidden_act": "gelu"}, "'gelu'"),
@@ -86,8 +90,18 @@ def test_what_is_not_exported_is_unsupported(tmp_path, changes, message):
         parse(tmp_path, **changes)
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[1]", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"\xff\xfe", b"[1]", b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}"],
+    ids=["cut", "no UTF-8", "list", "deep", "endless number"],
+)
 def test_unreadable_json_is_one_sentence(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"config\.json"):
+        parse_config(tmp_path, FAMILIES)
+
+
+def test_a_config_that_is_a_directory_is_one_sentence(tmp_path):
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
         parse_config(tmp_path, FAMILIES)

@@ -102,7 +102,7 @@ def test_artifacts_are_complete_and_lead_somewhere(built):
 
 def test_nothing_else_is_left(built):
     out, _, _ = built
-    assert {path.name for path in out.iterdir()} == {*BUILDS, REPORT, REPORT_MARKDOWN, "logs"}
+    assert {path.name for path in out.iterdir()} - {".edgekiln.lock"} == {*BUILDS, REPORT, REPORT_MARKDOWN, "logs"}
 
 
 def test_building_again_gives_the_same_bytes(built, tmp_path):
@@ -189,3 +189,66 @@ def test_a_runtime_that_dies_fails_its_build_and_the_others_go_on(tmp_path, monk
     assert [build.status for build in outcome.report.builds] == ["error", "passed"]
     assert "SIGSEGV" in outcome.report.builds[0].reason
     assert outcome.exit_code is ExitCode.STEP_FAILED
+
+
+def test_two_targets_with_one_scheme_have_an_artifact_each(tmp_path):
+    targets = tmp_path / "t.yaml"
+    profile = "    description: d\n    format: gguf\n    runtime: {name: llama.cpp, version: '>=0.3'}\n"
+    targets.write_text(f"schema: edgekiln.targets/1\ntargets:\n  one:\n{profile}  two:\n{profile}")
+    pipeline = tmp_path / "p.yaml"
+    pipeline.write_text(
+        "schema: edgekiln.pipeline/1\nname: p\nbuilds:\n"
+        "  - {target: one, precision: int4}\n  - {target: two, precision: int4}\n"
+    )
+    made = plan(tmp_path / "out", str(pipeline), [f"targets={targets}"])
+    with Console() as console:
+        outcome = run_plan(made, console)
+    assert [build.status for build in outcome.report.builds] == ["passed", "passed"]
+    one, two = (tmp_path / "out" / build.artifact for build in outcome.report.builds)
+    assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()} >= {MANIFEST}
+
+
+def test_a_latency_that_cannot_be_measured_is_an_error_of_its_build(tmp_path, monkeypatch):
+    from edgekiln.errors import StepError
+    from edgekiln.pipelines import measure
+
+    def dies(runtime, *arguments, **options):
+        raise StepError("latency (tasks) was killed by SIGILL without a result")
+
+    monkeypatch.setattr(measure, "sample_latency", dies)
+    pipeline = tmp_path / "p.yaml"
+    pipeline.write_text("schema: edgekiln.pipeline/1\nname: p\nbuilds:\n  - {target: gguf-cpu, precision: fp16}\n")
+    with Console() as console:
+        outcome = run_plan(plan(tmp_path / "out", str(pipeline)), console)
+    (build,) = outcome.report.builds
+    assert (build.status, build.latency) == ("error", None)
+    assert set(build.not_measured) == {"latency", "latency.reference", "latency.fp16_artifact"}
+    assert outcome.exit_code is ExitCode.STEP_FAILED
+
+
+def test_a_runtime_outside_the_targets_range_is_the_machines_fault(tmp_path):
+    targets = tmp_path / "t.yaml"
+    targets.write_text(
+        "schema: edgekiln.targets/1\ntargets:\n  old:\n    description: d\n    format: gguf\n"
+        "    runtime: {name: llama.cpp, version: '<0.3'}\n"
+    )
+    pipeline = tmp_path / "p.yaml"
+    pipeline.write_text("schema: edgekiln.pipeline/1\nname: p\nbuilds:\n  - {target: old, precision: int4}\n")
+    with Console() as console:
+        outcome = run_plan(plan(tmp_path / "out", str(pipeline), [f"targets={targets}"]), console)
+    (build,) = outcome.report.builds
+    assert build.status == "error"
+    assert "wants llama.cpp <0.3" in build.reason
+    assert outcome.exit_code is ExitCode.ENVIRONMENT
+
+
+def test_a_measurement_longer_than_the_context_is_refused(session):
+    from dataclasses import replace
+
+    from edgekiln.errors import UsageError
+    from edgekiln.pipelines.run import check_context, make_protocol
+
+    settings = session.settings.model_copy(update={"greedy_tokens": 2000})
+    with pytest.raises(UsageError, match="needs a context of 2480 tokens, but tiny-qwen3 has 2048"):
+        check_context(make_protocol(settings, 1), session.checkpoint)
+    check_context(replace(make_protocol(settings, 1), context=2048, greedy_tokens=32), session.checkpoint)

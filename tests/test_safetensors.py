@@ -25,8 +25,9 @@ def test_rows_read_in_chunks_equal_the_whole(tmp_path):
     path = write(tmp_path / "a.safetensors", {"w": entry(0, values.nbytes, [37, 8])}, values.tobytes())
     info = read_index(path)["w"]
     with TensorReader() as reader:
-        for weights in (1, 8, 24, 1000):
-            np.testing.assert_array_equal(np.concatenate(list(reader.chunks(info, weights))), values)
+        for step in (1, 8, 24, 1000):
+            parts = [reader.rows(info, start, min(start + step, 37)) for start in range(0, 37, step)]
+            np.testing.assert_array_equal(np.concatenate(parts), values)
         np.testing.assert_array_equal(reader.rows(info, 3, 5), values[3:5])
 
 
@@ -81,6 +82,8 @@ HEADERS = {
     "dtype unknown": ({"w": entry(0, 4, [4], "I8")}, bytes(4), "dtype I8"),
     "shape empty": ({"w": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}, bytes(4), "shape"),
     "negative dimension": ({"w": entry(0, 4, [-1])}, bytes(4), "positive dimensions"),
+    "too many dimensions": ({"w": entry(0, 4, [1] * 1000)}, bytes(4), "positive dimensions"),
+    "endless number": (b'{"w": ' + b"9" * 5000 + b"}", b"", "unreadable"),
     "shape against bytes": ({"w": entry(0, 8, [3])}, bytes(8), "holds 8 bytes"),
     "truncated data": ({"w": entry(0, 8)}, bytes(4), "truncated"),
     "overlap": ({"v": entry(0, 8), "w": entry(4, 12)}, bytes(12), "overlap or leave a gap"),

@@ -28,17 +28,19 @@ def test_scratch_space_is_empty_at_first_and_gone_at_last(tmp_path):
     out = tmp_path / "out"
     (out / ".edgekiln").mkdir(parents=True)
     (out / ".edgekiln" / "left by a killed run").write_text("x")
+    (out / "cell" / ".0123.abc.partial").mkdir(parents=True)
     with workspace(out) as scratch:
         assert not list(scratch.iterdir())
         (scratch / "big").write_text("x")
-    assert not list(out.iterdir())
+    (out / "cell").rmdir()
+    assert not [path for path in out.rglob("*") if path.name != ".edgekiln.lock"]
 
 
 def test_scratch_space_goes_when_the_run_fails(tmp_path):
     with pytest.raises(KeyboardInterrupt), workspace(tmp_path / "out") as scratch:
         (scratch / "big").write_text("x")
         raise KeyboardInterrupt
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out" / ".edgekiln").exists()
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
@@ -59,17 +61,24 @@ def test_a_folder_that_cannot_be_made_is_the_machines_fault(tmp_path):
 
 def test_an_artifact_is_named_by_its_content_and_latest_leads_to_it(tmp_path):
     first, second = tmp_path / "a", tmp_path / "b"  # equal in content to "c" and different from it
-    one = publish(first, artifact(first), tmp_path / "out", "cell")
-    two = publish(second, artifact(second, "other"), tmp_path / "out", "cell")
-    again = publish(tmp_path / "c", artifact(tmp_path / "c"), tmp_path / "out", "cell")
+    one = publish(first, artifact(first), tmp_path / "out", "cell", keep=False)
+    two = publish(second, artifact(second, "other"), tmp_path / "out", "cell", keep=False)
+    again = publish(tmp_path / "c", artifact(tmp_path / "c"), tmp_path / "out", "cell", keep=False)
     assert one == again != two
     assert (tmp_path / "out" / "cell" / "latest").resolve() == one.resolve()
     assert (two / "model").read_text() == "other"
 
 
 def test_an_artifact_that_was_changed_afterwards_is_noticed(tmp_path):
-    made = publish(tmp_path / "a", artifact(tmp_path / "a"), tmp_path / "out", "cell")
+    made = publish(tmp_path / "a", artifact(tmp_path / "a"), tmp_path / "out", "cell", keep=False)
     (made / "model").unlink()
     (made / "model").write_text("changed")
     with pytest.raises(StepError, match="was changed after it was built"):
-        publish(tmp_path / "b", artifact(tmp_path / "b"), tmp_path / "out", "cell")
+        publish(tmp_path / "b", artifact(tmp_path / "b"), tmp_path / "out", "cell", keep=False)
+
+
+def test_an_artifact_of_two_builds_is_whole_in_both(tmp_path):
+    made = publish(tmp_path / "a", artifact(tmp_path / "a"), tmp_path / "out", "one", keep=False)
+    manifest = Manifest.model_validate_json((made / "manifest.json").read_bytes())
+    other = publish(made, manifest, tmp_path / "out", "two", keep=True)
+    assert (made / "model").read_text() == (other / "model").read_text() == "weights"

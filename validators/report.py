@@ -150,6 +150,7 @@ class BuildReport(_Value):
     latency: LatencyReport | None = None
     gates: tuple[GateReport, ...] = ()
     notes: tuple[str, ...] = Field(default=(), description="Tensors that lie in another type than was asked for.")
+    not_measured: dict[str, str] = Field(default={}, description="What is missing here, and why.")
     log: str | None = Field(default=None, description="Log of the runtimes, relative to the report.")
 
 

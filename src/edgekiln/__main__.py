@@ -56,9 +56,6 @@ def main(arguments: list[str] | None = None) -> None:
             traceback.print_exc()
         print(f"edgekiln: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except BrokenPipeError:  # the reader of our output has enough
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - so that flushing at exit does not fail again
-        sys.exit(ExitCode.PASSED)
     except Exception as error:  # noqa: BLE001 - the last resort: Python's own exit code 1 would read as a failed gate
         if debug:
             traceback.print_exc()

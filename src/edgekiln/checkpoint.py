@@ -88,6 +88,9 @@ class Checkpoint:
                 raise CheckpointError(f"{path} is not UTF-8: {error}") from None
         config_path = self.directory / "tokenizer_config.json"
         template = read_json(config_path).get("chat_template") if config_path.exists() else None
+        if isinstance(template, list):  # several named templates, as transformers 4 stored them
+            named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+            template = named.get("default")
         return template if isinstance(template, str) else None
 
 

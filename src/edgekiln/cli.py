@@ -34,6 +34,14 @@ def cli(debug: bool) -> None:
     """Quantize a Qwen checkpoint, export it for devices, and prove each artifact in its real runtime."""
 
 
+def _show(text: str) -> None:
+    """Print a result; a reader that has gone away changes nothing about the exit code."""
+    try:
+        print(text.rstrip("\n"), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that flushing at exit does not fail again
+
+
 def _selection(command: Any) -> Any:
     """Add the options that select builds; build and plan share them."""
     options = [
@@ -83,16 +91,13 @@ def build(as_json: bool, **selection: Any) -> int:
     """Make, run and judge every artifact of PIPELINE (a file, or the name of a shipped one)."""
     from edgekiln.console import Console
     from edgekiln.pipelines.run import REPORT, run_plan
-    from edgekiln.pipelines.tables import print_report
+    from edgekiln.pipelines.tables import report_text
 
     plan = _make_plan(**selection)
     with Console() as console:
         outcome = run_plan(plan, console)
-    if as_json:
-        click.echo(outcome.report.to_json(), nl=False)
-    else:
-        print_report(outcome.report)
-        click.echo(f"Report: {plan.settings.values.out / REPORT}")
+    where = f"Report: {plan.settings.values.out / REPORT}"
+    _show(outcome.report.to_json() if as_json else f"{report_text(outcome.report)}\n{where}")
     return int(outcome.exit_code)
 
 
@@ -100,13 +105,12 @@ def build(as_json: bool, **selection: Any) -> int:
 @_selection
 def plan(as_json: bool, **selection: Any) -> None:
     """Show the matrix of PIPELINE, and why a cell cannot be built; write nothing."""
-    from edgekiln.pipelines.tables import plan_json, print_plan
+    from edgekiln.pipelines.run import reasons_against
+    from edgekiln.pipelines.tables import plan_json, plan_text
 
     made = _make_plan(**selection)
-    if as_json:
-        click.echo(plan_json(made))
-    else:
-        print_plan(made)
+    reasons, note = reasons_against(made)
+    _show(plan_json(made, reasons) if as_json else plan_text(made, reasons, note))
 
 
 @cli.command()
@@ -146,11 +150,9 @@ def export(
     scheme = Scheme(precision.lower(), group_size=group_size, symmetric=not asymmetric)
     with Console(1) as console, console.step(str(out), f"exporting {format_name} {precision}"):
         manifest = run_export(open_checkpoint(checkpoint, offline=offline), format_name, scheme, out)
-    if as_json:
-        click.echo(manifest.model_dump_json(indent=2, by_alias=True))
-    else:
-        size = sum(entry.size for entry in manifest.files)
-        click.echo(f"{out}: {manifest.container_type}, {size:,} bytes in {len(manifest.files)} files")
+    size = sum(entry.size for entry in manifest.files)
+    line = f"{out}: {manifest.container_type}, {size:,} bytes in {len(manifest.files)} files"
+    _show(manifest.model_dump_json(indent=2, by_alias=True) if as_json else line)
 
 
 @cli.command()
@@ -173,7 +175,7 @@ def validate(
     """Judge ARTIFACT (a GGUF file, or an ORT GenAI or Foundry Local directory), whoever made it."""
     from edgekiln.console import Console
     from edgekiln.pipelines.settings import assignments_layer, environment_layer, flags_layer, resolve_settings
-    from edgekiln.pipelines.tables import print_report
+    from edgekiln.pipelines.tables import report_text
     from edgekiln.pipelines.validate import run_validation
     from edgekiln.validators.gates import parse_gate
 
@@ -185,10 +187,7 @@ def validate(
     )
     with Console() as console:
         outcome = run_validation(artifact, settings.values, limits, console)
-    if as_json:
-        click.echo(outcome.report.to_json(), nl=False)
-    else:
-        print_report(outcome.report)
+    _show(outcome.report.to_json() if as_json else report_text(outcome.report))
     return int(outcome.exit_code)
 
 
@@ -201,18 +200,14 @@ def validate(
 def targets(name: str | None, path: str | None, as_json: bool) -> None:
     """List the device profiles, or show the one called NAME."""
     from edgekiln.pipelines.settings import environment_layer, flags_layer, resolve_settings
-    from edgekiln.pipelines.tables import print_target, print_targets, targets_json
+    from edgekiln.pipelines.tables import target_text, targets_json, targets_text
     from edgekiln.pipelines.targets import load_targets
 
     settings = resolve_settings(environment_layer(os.environ), flags_layer({"targets": path})).values
     catalogue = load_targets(settings.targets)
     chosen = [catalogue.get(name)] if name else list(catalogue.targets.values())
-    if as_json:
-        click.echo(targets_json(chosen))
-    elif name:
-        print_target(chosen[0])
-    else:
-        print_targets(catalogue)
+    text = target_text(chosen[0]) if name else targets_text(catalogue)
+    _show(targets_json(chosen) if as_json else text)
 
 
 @cli.command()
@@ -223,4 +218,4 @@ def schema(name: str) -> None:
 
     from edgekiln.pipelines.schemas import json_schema
 
-    click.echo(json.dumps(json_schema(name), indent=2, ensure_ascii=False))
+    _show(json.dumps(json_schema(name), indent=2, ensure_ascii=False))

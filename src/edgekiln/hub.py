@@ -41,7 +41,13 @@ def fetch_snapshot(source: str, *, offline: bool) -> tuple[Path, str]:
 
     import httpx2  # what huggingface_hub speaks HTTP with
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         path = Path(
@@ -52,6 +58,10 @@ def fetch_snapshot(source: str, *, offline: bool) -> tuple[Path, str]:
                 local_files_only=offline,
             )
         )
+    except HFValidationError as error:
+        raise UsageError(f"{source!r} is no Hub id: {error}") from None
+    except RevisionNotFoundError:
+        raise CheckpointError(f"the repository {repository!r} has no revision {revision!r}") from None
     except RepositoryNotFoundError:
         raise CheckpointError(
             f"the Hub has no repository {repository!r}, or it is private and HF_TOKEN is not set"

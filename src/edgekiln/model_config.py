@@ -19,6 +19,9 @@ from edgekiln.errors import CheckpointError, UnsupportedError
 #: No config.json of a model is larger; it bounds the time spent on one made to waste it.
 MAX_JSON_BYTES: Final = 16 << 20
 _MISSING: Final = object()
+#: Beyond every Qwen; what is larger is a mistake, or made to exhaust memory (tensor names, rotary tables).
+_LIMITS: Final[Mapping[str, int]] = MappingProxyType({"num_hidden_layers": 1024, "max_position_embeddings": 1 << 21})
+_MAX_INTEGER: Final = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,9 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, object]:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist; a checkpoint needs it") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # also an integer of thousands of digits
         raise CheckpointError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not {type(value).__name__}")
@@ -100,15 +105,22 @@ class _Fields:
 
     def positive(self, key: str, default: object = _MISSING) -> int:
         value = self._get(key, (int,), "a positive integer", default)
-        if not isinstance(value, int) or value <= 0:
-            raise CheckpointError(f"{self.path}: {key} is {value!r}, but must be a positive integer")
+        limit = _LIMITS.get(key, _MAX_INTEGER)
+        if not isinstance(value, int) or not 0 < value <= limit:
+            raise CheckpointError(
+                f"{self.path}: {key} is {str(value)[:40]}, but must be a positive integer up to {limit}"
+            )
         return value
 
     def number(self, key: str, default: object = _MISSING) -> float:
         value = self._get(key, (int, float), "a number", default)
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise CheckpointError(f"{self.path}: {key} is {value!r}, but must be a finite number")
-        return float(value)
+        try:
+            number = float(value) if isinstance(value, int | float) else math.nan
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise CheckpointError(f"{self.path}: {key} is {str(value)[:40]}, but must be a finite number")
+        return number
 
     def optional_number(self, key: str) -> float | None:
         return None if self.values.get(key) is None else self.number(key)
@@ -153,7 +165,8 @@ def _check_supported(config: _Fields, supported: Mapping[str, object]) -> str:
         raise UnsupportedError(
             f"{config.path} describes a {model_type!r} model; Edgekiln supports {', '.join(sorted(supported))}"
         )
-    if config.flag("use_sliding_window", False):
+    layers = config.values.get("layer_types")
+    if config.flag("use_sliding_window", False) or (isinstance(layers, list) and "sliding_attention" in layers):
         raise UnsupportedError(f"{config.path} uses sliding-window attention, which Edgekiln does not export yet")
     if (activation := config.text("hidden_act", "silu")) != "silu":
         raise UnsupportedError(f"{config.path} has hidden_act {activation!r}; Edgekiln exports 'silu'")

@@ -7,6 +7,7 @@ child is an error of the step, never of the build.
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgekiln import errors
-from edgekiln.errors import EdgekilnError, StepError
+from edgekiln.errors import EdgekilnError, MachineError, StepError
 
 _SCHEMA: Final = "edgekiln.task/1"
 _POLL_SECONDS: Final = 0.05
@@ -36,6 +37,7 @@ QUIET_ENVIRONMENT: Final = {
     "HF_HUB_OFFLINE": "1",
     "OLIVE_DISABLE_TELEMETRY": "1",
     "ORT_DISABLE_TELEMETRY": "1",
+    "PYTHONSAFEPATH": "1",
     "PYTHONUTF8": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -170,11 +172,13 @@ def run_task(
         request_path.write_text(json.dumps({"schema": _SCHEMA, "task": task, "request": dict(request)}))
         prefix = () if network else _network_isolation()
         process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", module, str(request_path), str(result_path)],
+            # -P: an `onnx.py` in the working directory, which may be a downloaded checkpoint, is never imported.
+            [*prefix, sys.executable, "-P", "-m", module, str(request_path), str(result_path)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env={**os.environ, **QUIET_ENVIRONMENT, **(environment or {})},
+            # Temporary files of a child that is killed go with its scratch directory.
+            env={**os.environ, **QUIET_ENVIRONMENT, "TMPDIR": scratch, "TEMP": scratch, **(environment or {})},
             start_new_session=os.name != "nt",
         )
         try:
@@ -198,12 +202,23 @@ def serve(tasks: Mapping[str, Task]) -> None:
     request_path, result_path = Path(sys.argv[1]), Path(sys.argv[2])
     if os.name != "nt":
         threading.Thread(target=_exit_with_parent, daemon=True).start()
-    message = json.loads(request_path.read_bytes())
+    order = json.loads(request_path.read_bytes())
     answer: Json
     try:
-        answer = {"schema": _SCHEMA, "value": tasks[message["task"]](message["request"])}
+        answer = {"schema": _SCHEMA, "value": tasks[order["task"]](order["request"])}
     except EdgekilnError as error:
         answer = {"schema": _SCHEMA, "error": {"kind": type(error).__name__, "message": str(error)}}
+    except ImportError as error:
+        traceback.print_exc()
+        message = (
+            f"{error.name or 'a library'} cannot be imported ({error}); install Edgekiln with its dependencies again"
+        )
+        answer = {"schema": _SCHEMA, "error": {"kind": MachineError.__name__, "message": message}}
+    except OSError as error:
+        traceback.print_exc()
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        kind, message = (MachineError, "the disk is full; free space") if full else (StepError, str(error))
+        answer = {"schema": _SCHEMA, "error": {"kind": kind.__name__, "message": message}}
     except Exception as error:  # noqa: BLE001 - a runtime may raise anything; the parent turns it into a StepError
         traceback.print_exc()
         answer = {"schema": _SCHEMA, "error": {"kind": type(error).__name__, "message": str(error)}}
