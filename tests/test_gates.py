@@ -224,7 +224,8 @@ def test_good_artifacts_pass_the_defaults(measured: Measured) -> None:
 
 
 @pytest.mark.parametrize("precision", sorted(DEFAULT_GATES))
-def test_two_swapped_layers_fail_the_defaults(precision: str) -> None:
+def test_no_limit_lets_figures_of_a_broken_model_pass(precision: str) -> None:
+    """Of the limits alone; that broken artifacts have such figures is shown where artifacts are run."""
     verdicts = outcomes((precision, 5.0, 0.1, 100.0, 4.0, 1.0))
     assert verdicts["mean_kld"] == verdicts["top1_agreement"] == verdicts["perplexity_ratio"] == "fail"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgekiln.errors import ArtifactError, UnsupportedError
-from edgekiln.validators.gguf_header import ArrayLength, read_header
+from edgekiln.validators.gguf_read import ArrayLength, read_header
 from edgekiln.validators.kinds import identify
 
 

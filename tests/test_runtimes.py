@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,15 @@ import onnx
 import pytest
 
 from artifacts import artifact, gguf_file, swap_bytes
-from checkpoints import make_checkpoint
-from edgekiln.checkpoint import embedded_directory, open_checkpoint
-from edgekiln.errors import ArtifactError, StepError
+from checkpoints import change_weights, make_checkpoint
+from edgekiln.checkpoint import Checkpoint, embedded_directory, open_checkpoint
+from edgekiln.errors import ArtifactError, EdgekilnError, ExitCode, MachineError, StepError, UsageError
 from edgekiln.process import run_task
 from edgekiln.validators import RUNTIME_NAMES, RUNTIMES
 from edgekiln.validators.base import LOGIT_CHUNK, MeasurementProtocol
-from edgekiln.validators.gguf_header import read_header
+from edgekiln.validators.corpus import read_prompts
+from edgekiln.validators.gguf_read import read_header
+from edgekiln.validators.hf_tokenizer import encode, load_tokenizer
 from edgekiln.validators.latency import aggregate
 from edgekiln.validators.tasks import TASKS, read_reference
 from edgekiln.validators.validate import (
@@ -53,6 +56,14 @@ def validate(path: Path, reference: Reference, tmp_path: Path) -> ArtifactMetric
     return validate_artifact(path, reference, PROTOCOL, log=tmp_path / "log")
 
 
+def _offsets(directory: Path, part: str) -> tuple[int, int]:
+    """Return offset and length of the one external tensor of a graph whose name has `part`."""
+    model = onnx.load(directory / "model.onnx", load_external_data=False)
+    (tensor,) = (t for t in model.graph.initializer if part in t.name and t.external_data)
+    fields = {entry.key: entry.value for entry in tensor.external_data}
+    return int(fields["offset"]), int(fields["length"])
+
+
 def contents(directory: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.rglob("*")}
 
@@ -72,8 +83,35 @@ def test_reference_is_kept_whole(reference: Reference) -> None:
 
 def test_a_reference_of_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "reference.json").write_text('{"schema": "edgekiln.reference/999"}')
-    with pytest.raises(ArtifactError, match="another version"):
+    with pytest.raises(StepError, match="another version") as caught:
         read_reference(tmp_path)
+    assert not isinstance(caught.value, ArtifactError)  # no artifact is to blame
+
+
+def test_the_context_must_hold_windows_prompts_and_replies() -> None:
+    least = MeasurementProtocol(window=2, prefill_tokens=1, decode_tokens=1, greedy_tokens=6, context=70)
+    for change in ({"context": 69}, {"greedy_tokens": 7}, {"window": 71}, {"prefill_tokens": 70}):
+        with pytest.raises(UsageError, match="context of the measurement"):
+            dataclasses.replace(least, **change)
+
+
+def test_prompts_that_do_not_fit_are_left_out_whole(reference: Reference, tmp_path: Path) -> None:
+    every = [entry["prompt"] for entry in read_reference(reference.directory)["greedy"]]
+    lengths = sorted(map(len, every))
+    assert lengths[0] < lengths[-1]
+    short = make_checkpoint(tmp_path / "short", num_layers=1)
+    template = short / "chat_template.jinja"
+    padding = "a b c d e f g h " * 20
+    template.write_text("{{ messages[0]['content'] }}{% if 'x' in messages[0]['content'] %}" + padding + "{% endif %}")
+    protocol = dataclasses.replace(PROTOCOL, windows=1, context=106)
+    made = make_reference(open_checkpoint(str(short)), protocol, tmp_path / "out", log=tmp_path / "log")
+    kept = [entry["prompt"] for entry in read_reference(tmp_path / "out")["greedy"]]
+    tokenizer = load_tokenizer(short)
+    assert kept == [encode(tokenizer, text) for text in read_prompts() if "x" not in text]
+    assert 0 < made.greedy_prompts == len(kept) < len(read_prompts())
+    template.write_text("{{ messages[0]['content'] }}" + padding)
+    with pytest.raises(UsageError, match="no prompt fits a context of 106 tokens"):
+        make_reference(open_checkpoint(str(short)), protocol, tmp_path / "none", log=tmp_path / "log")
 
 
 @pytest.mark.parametrize(("container", "limit"), [("gguf", 1e-5), ("onnx", 1e-6)])
@@ -116,13 +154,8 @@ def test_swapped_layers_show_in_gguf(reference: Reference, tmp_path: Path) -> No
 
 def test_swapped_layers_show_in_onnx(reference: Reference, tmp_path: Path) -> None:
     directory = artifact("onnx", "fp16", tmp_path)
-    model = onnx.load(directory / "model.onnx", load_external_data=False)
-    regions = {}
-    for tensor in model.graph.initializer:
-        fields = {entry.key: entry.value for entry in tensor.external_data}
-        if "up_proj" in tensor.name:
-            regions[tensor.name] = (int(fields["offset"]), int(fields["length"]))
-    (first, length), (second, _) = (regions[name] for name in sorted(regions) if ".1." in name or ".4." in name)
+    first, length = _offsets(directory, "layers.1.mlp.up_proj")
+    second, _ = _offsets(directory, "layers.4.mlp.up_proj")
     swap_bytes(directory / "model.onnx.data", first, second, length)
     found = validate(directory, reference, tmp_path)
     assert found.parity is not None
@@ -135,6 +168,95 @@ def test_an_unsound_artifact_is_not_run(reference: Reference, tmp_path: Path) ->
     found = validate(path, reference, tmp_path)
     assert found.parity is None
     assert "gguf/bounds" in found.not_measured["parity"]
+
+
+def refused(found: ArtifactMetrics, detail: str) -> bool:
+    """Tell whether the artifact's structure was reported, and its parity was a failed check."""
+    (failed,) = (check for check in found.structure if check.outcome == "fail")
+    return (
+        found.parity is None
+        and failed.check == "parity/run"
+        and detail in failed.detail == found.not_measured["parity"] == found.not_measured["latency"]
+        and len(found.structure) > 4
+        and found.weights_bytes is not None
+        and bool(found.weights_by_type)
+    )
+
+
+def test_what_only_the_full_runtime_refuses_is_a_failed_check(reference: Reference, tmp_path: Path) -> None:
+    path = gguf_file(artifact("gguf", "int8", tmp_path))
+    path.write_bytes(path.read_bytes().replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_uq.weight"))
+    assert refused(validate(path, reference, tmp_path), "llama.cpp cannot load")
+
+
+@pytest.mark.parametrize("container", ["gguf", "onnx"])
+def test_nan_logits_are_a_failed_check(container: str, reference: Reference, tmp_path: Path) -> None:
+    directory = artifact(container, "fp16", tmp_path)
+    if container == "gguf":
+        path = gguf_file(directory)
+        place = {tensor.name: tensor for tensor in read_header(path).tensors}["blk.1.ffn_down.weight"].offset
+    else:
+        path = directory / "model.onnx.data"
+        place = _offsets(directory, "layers.1.mlp.down_proj")[0]
+    data = bytearray(path.read_bytes())
+    data[place : place + 128] = np.full(64, np.nan, dtype="<f2").tobytes()
+    path.write_bytes(data)
+    assert refused(validate(directory, reference, tmp_path), "NaN or infinite")
+
+
+def test_a_graph_that_fails_when_it_runs_is_a_failed_check(reference: Reference, tmp_path: Path) -> None:
+    directory = artifact("onnx", "fp16", tmp_path)
+    model = onnx.load(directory / "model.onnx", load_external_data=False)
+    target = next(node for node in model.graph.node if "MatMul" in node.op_type and "up_proj" in node.name)
+    shape = onnx.helper.make_tensor("impossible", onnx.TensorProto.INT64, [1], [7])
+    model.graph.initializer.append(shape)
+    at = list(model.graph.node).index(target)
+    reshape = onnx.helper.make_node("Reshape", [target.input[0], "impossible"], ["reshaped"])
+    target.input[0] = "reshaped"
+    model.graph.node.insert(at, reshape)
+    (directory / "model.onnx").write_bytes(model.SerializeToString())
+    found = validate(directory, reference, tmp_path)
+    assert {check.check for check in found.structure if check.outcome == "fail"} & {"parity/run", "tokenizer/ids"}
+    assert found.parity is None
+
+
+@pytest.mark.parametrize("task", ["tokenizer", "foundry_chat", "genai_chat", "parity"])
+@pytest.mark.parametrize("error", [StepError("killed by SIGSEGV"), MachineError("no runtime")])
+def test_crashes_and_missing_runtimes_are_not_the_artifacts_fault(
+    task: str, error: EdgekilnError, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = {"check": "files", "outcome": "pass", "detail": ""}
+    sound = {"checks": [check], "weights_bytes": 1, "weights_by_type": {}}
+    reply = {"text": "", "prompt_tokens": 1, "first_token_seconds": 0.0}
+    chat = {"replies": [reply], "load_seconds": 0.0}
+
+    def run(module: str, name: str, *_: object, **__: object) -> dict[str, object]:
+        if name == task:
+            raise error
+        return sound if name == "structure" else {"checks": []} if name == "tokenizer" else chat
+
+    directory = artifact("foundry-local", "int4", tmp_path)
+    monkeypatch.setattr("edgekiln.validators.validate.run_task", run)
+    with pytest.raises(type(error), match=str(error)):
+        validate(directory, reference, tmp_path)
+
+
+@pytest.mark.parametrize("broken", ["load", "chat"])
+def test_foundry_local_leaves_nothing_behind_when_it_fails(broken: str, tmp_path: Path) -> None:
+    directory = artifact("foundry-local", "int4", tmp_path)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    if broken == "load":
+        (directory / "genai_config.json").write_text("{}")
+    else:
+        path = directory / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": "{{ raise_exception('no') }}"}))
+        (directory / "chat_template.jinja").unlink(missing_ok=True)
+    request = {"path": str(directory), "protocol": dataclasses.asdict(PROTOCOL)}
+    with pytest.raises(ArtifactError, match=f"Foundry Local cannot {broken}"):
+        run_task("edgekiln.validators.tasks", "foundry_chat", request, log=tmp_path / "log",
+                 environment={"TMPDIR": str(scratch)})  # fmt: skip
+    assert list(scratch.glob("edgekiln-foundry-*")) == []
 
 
 @pytest.mark.parametrize("kind", ["gguf", "onnx", "reference"])
@@ -156,7 +278,7 @@ def test_logits_come_in_bounded_chunks_and_lead_to_the_greedy_reply(kind: str, t
     path = embedded_directory() if kind == "reference" else artifact(kind, "fp16", tmp_path)
     path = gguf_file(path) if kind == "gguf" else path
     ids = [(7 * i) % 4000 for i in range(2 * LOGIT_CHUNK + 22)]
-    answer = run_task(__name__, "probe", {"kind": kind, "path": str(path), "ids": ids}, log=tmp_path / "log",
+    answer = run_task(Path(__file__).stem, "probe", {"kind": kind, "path": str(path), "ids": ids}, log=tmp_path / "log",
                       environment={"PYTHONPATH": str(Path(__file__).parent)})  # fmt: skip
     assert answer["rows"] == [LOGIT_CHUNK, LOGIT_CHUNK, 22]
     assert answer["dtype"] == "float32"
@@ -183,16 +305,40 @@ def test_a_context_that_the_model_has_not_is_an_error(reference: Reference, tmp_
         sample_latency("reference", checkpoint, reference, PROTOCOL, log=tmp_path / "log")
 
 
-def test_weights_beyond_fp16_are_counted_in_the_reference(tmp_path: Path) -> None:
-    from checkpoints import change_weights
+def extreme_checkpoint(directory: Path, *values: float) -> Checkpoint:
+    made = make_checkpoint(directory, dtype="F32")
+    changes = {at: np.float32(value).tobytes() for at, value in enumerate(values)}
+    change_weights(made, "model.embed_tokens.weight", changes)
+    return open_checkpoint(str(made))
 
-    directory = make_checkpoint(tmp_path / "extreme", dtype="F32")
-    extremes = {0: np.float32(1e-9).tobytes(), 1: np.float32(-1e-10).tobytes(), 2: np.float32(65519).tobytes()}
-    change_weights(directory, "model.embed_tokens.weight", extremes)
-    made = make_reference(open_checkpoint(str(directory)), PROTOCOL, tmp_path / "out", log=tmp_path / "log")
-    natural = read_reference(tmp_path / "out")["rounding"]
-    assert made.overflowed == natural["overflowed"] == 0
+
+def test_weights_that_fp16_rounds_to_zero_are_counted(tmp_path: Path) -> None:
+    """65519 is the largest integer that still rounds to 65504."""
+    checkpoint = extreme_checkpoint(tmp_path / "small", 1e-9, -1e-10, 65519)
+    made = make_reference(checkpoint, PROTOCOL, tmp_path / "out", log=tmp_path / "log")
+    assert made.overflowed == 0
     assert made.underflowed >= 2
+
+
+def test_weights_beyond_fp16_make_no_reference(tmp_path: Path) -> None:
+    checkpoint = extreme_checkpoint(tmp_path / "large", 70000, -70000, 65520)
+    with pytest.raises(StepError, match="^3 weights .* does not fit fp16") as caught:
+        make_reference(checkpoint, PROTOCOL, tmp_path / "out", log=tmp_path / "log")
+    assert caught.value.exit_code == ExitCode.STEP_FAILED
+    assert not isinstance(caught.value, ArtifactError)
+
+
+def test_a_reference_that_is_nan_itself_blames_no_artifact(tmp_path: Path) -> None:
+    checkpoint = extreme_checkpoint(tmp_path / "nan", float("nan"))
+    with pytest.raises(StepError, match="reference's own logits"):
+        make_reference(checkpoint, PROTOCOL, tmp_path / "out", log=tmp_path / "log")
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "_attn_implementation_internal"])
+def test_a_config_cannot_choose_a_kernel_of_a_hub(key: str, tmp_path: Path) -> None:
+    directory = make_checkpoint(tmp_path / "kernel", config={key: "nobody/kernel"})
+    made = make_reference(open_checkpoint(str(directory)), PROTOCOL, tmp_path / "out", log=tmp_path / "log")
+    assert made.scored_tokens == 3 * 99
 
 
 def test_a_crashing_runtime_is_an_error_of_the_step(reference: Reference, tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import onnx
 import pytest
 
@@ -162,6 +164,180 @@ def test_data_outside_the_directory_is_refused(onnx_dir: Path) -> None:
     result = only_failure(onnx_dir)
     assert result.check == "files"
     assert "outside" in result.detail
+
+
+def change_graph(path: Path, change: Callable[[onnx.ModelProto], object]) -> None:
+    model = onnx.load(path, load_external_data=False)
+    change(model)
+    path.write_bytes(model.SerializeToString())
+
+
+def set_external(tensor: onnx.TensorProto, **fields: str) -> None:
+    for key, value in fields.items():
+        for entry in list(tensor.external_data):
+            if entry.key == key:
+                tensor.external_data.remove(entry)
+        tensor.external_data.add(key=key, value=value)
+
+
+def externals(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    return [tensor for tensor in model.graph.initializer if tensor.external_data]
+
+
+def move_decoder(directory: Path) -> None:
+    """Put the graph into a folder of its own, beside its data."""
+    (directory / "decoder").mkdir()
+    for name in ("model.onnx", "model.onnx.data"):
+        (directory / name).rename(directory / "decoder" / name)
+    change_genai(directory, lambda genai: genai["model"]["decoder"].update(filename="decoder/model.onnx"))
+
+
+def test_data_files_are_relative_to_the_graph_and_stay_in_the_artifact(onnx_dir: Path) -> None:
+    weights_bytes = check(onnx_dir).weights_bytes
+    move_decoder(onnx_dir)
+    assert failures(onnx_dir) == []
+    assert check(onnx_dir).weights_bytes == weights_bytes
+    graph = onnx_dir / "decoder" / "model.onnx"
+    (onnx_dir / "decoder" / "model.onnx.data").rename(onnx_dir / "weights")
+
+    def relocate(location: str) -> Callable[[onnx.ModelProto], object]:
+        return lambda model: [set_external(tensor, location=location) for tensor in externals(model)]
+
+    change_graph(graph, relocate("../weights"))
+    files = check(onnx_dir).checks[0]
+    assert (files.check, files.outcome) == ("files", "pass")
+    (onnx_dir / "weights").rename(onnx_dir.parent / "weights")
+    change_graph(graph, relocate("../../weights"))
+    assert "outside" in only_failure(onnx_dir).detail
+
+
+def test_one_file_under_two_names_is_one_file(onnx_dir: Path) -> None:
+    weights_bytes = check(onnx_dir).weights_bytes
+    first = externals(onnx.load(onnx_dir / "model.onnx", load_external_data=False))[0]
+
+    def double(model: onnx.ModelProto) -> None:
+        copy = model.graph.initializer.add()
+        copy.CopyFrom(externals(model)[0])
+        copy.name = "copy"
+        set_external(copy, location="./model.onnx.data")
+
+    change_graph(onnx_dir / "model.onnx", double)
+    found = check(onnx_dir)
+    assert found.weights_bytes == weights_bytes
+
+    def shorten(model: onnx.ModelProto) -> None:
+        copy = next(tensor for tensor in model.graph.initializer if tensor.name == "copy")
+        copy.dims[0] -= 1
+        nbytes = next(int(e.value) for e in first.external_data if e.key == "length") // first.dims[0] * copy.dims[0]
+        set_external(copy, length=str(nbytes))
+
+    change_graph(onnx_dir / "model.onnx", shorten)
+    assert "overlap" in check(onnx_dir).checks[0].detail
+
+
+def _dims(*extents: int) -> Callable[[onnx.TensorProto], object]:
+    def change(tensor: onnx.TensorProto) -> None:
+        del tensor.dims[:]
+        tensor.dims.extend(extents)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "detail"),
+    [
+        (lambda tensor: setattr(tensor, "data_type", 999), "unknown data type 999"),
+        (lambda tensor: setattr(tensor, "data_type", 0), "unknown data type 0"),
+        (_dims(-1, -32), "impossible shape"),
+        (_dims(*[1 << 62] * 60), "impossible shape"),
+        (_dims(*[1] * 100_000), "100000 dimensions"),
+        (lambda tensor: set_external(tensor, offset="-4"), "offset '-4'"),
+        (lambda tensor: set_external(tensor, offset="1_0"), "offset '1_0'"),
+        (lambda tensor: set_external(tensor, length="9" * 5000), "which is no number of bytes"),
+        (lambda tensor: set_external(tensor, location="a\0b"), "outside"),
+        (lambda tensor: set_external(tensor, location="x" * 5000), "outside"),
+        (lambda tensor: set_external(tensor, location="."), "missing"),
+        (lambda tensor: set_external(tensor, location=""), "outside"),
+        (lambda tensor: set_external(tensor, location="/etc/passwd"), "outside"),
+    ],
+)
+def test_hostile_tensors_are_failures_not_crashes(
+    onnx_dir: Path, change: Callable[[onnx.TensorProto], object], detail: str
+) -> None:
+    change_graph(onnx_dir / "model.onnx", lambda model: change(externals(model)[0]))
+    (result,) = failures(onnx_dir)
+    assert result.check == "files"
+    assert re.search(detail, result.detail), result.detail
+    assert len(result.detail) < 2000
+
+
+def test_external_constants_are_held_to_the_same_rules(onnx_dir: Path) -> None:
+    def add(model: onnx.ModelProto) -> None:
+        constant = onnx.helper.make_tensor("escaped", onnx.TensorProto.FLOAT, [1], [0.0])
+        constant.ClearField("float_data")
+        constant.data_location = onnx.TensorProto.EXTERNAL
+        set_external(constant, location="../elsewhere")
+        model.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["escaped"], value=constant))
+
+    change_graph(onnx_dir / "model.onnx", add)
+    assert "escaped points to '../elsewhere'" in only_failure(onnx_dir).detail
+
+
+def test_text_that_is_not_utf8_is_a_failure_not_a_crash(onnx_dir: Path) -> None:
+    path = onnx_dir / "model.onnx"
+    path.write_bytes(path.read_bytes().replace(b"model.onnx.data", b"model.onnx.\xff\xfe\xfd\xfc"))
+    assert failures(onnx_dir)
+
+
+def test_logits_without_a_shape_are_no_crash(onnx_dir: Path) -> None:
+    def strip(model: onnx.ModelProto) -> None:
+        output = next(value for value in model.graph.output if value.name == "logits")
+        del output.type.tensor_type.shape.dim[:]
+
+    change_graph(onnx_dir / "model.onnx", strip)
+    assert {result.check for result in check(onnx_dir).checks} >= {"files", "onnx/outputs"}
+
+
+def test_endless_numbers_in_json_are_a_failure(onnx_dir: Path) -> None:
+    (onnx_dir / "genai_config.json").write_text('{"model": ' + "9" * 5000 + "}")
+    assert failures(onnx_dir)
+
+
+def split_gguf(path: Path, parts: object, kind: gguf.GGUFValueType) -> None:
+    """Write the metadata and all tensors of a model as the first file of a split one."""
+    reader = gguf.GGUFReader(path)
+    writer = gguf.GGUFWriter(path.with_suffix(".new"), "qwen3")
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            element = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(name, field.contents(), field.types[0], element)
+    writer.add_key_value("split.no", 0, gguf.GGUFValueType.UINT16)
+    writer.add_key_value("split.count", parts, kind)
+    for tensor in reader.tensors:
+        if tensor.name != "token_embd.weight":
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    path.with_suffix(".new").replace(path)
+
+
+def test_the_first_file_of_a_split_model_says_nothing_about_all_weights(gguf_dir: Path) -> None:
+    split_gguf(gguf_file(gguf_dir), 2, gguf.GGUFValueType.UINT16)
+    found = check(gguf_dir)
+    assert found.weights_bytes is None
+    assert {result.check: result.outcome for result in found.checks} == {
+        "files": "not_measured",
+        "gguf/bounds": "pass",
+        "gguf/reader": "pass",
+        "gguf/metadata": "pass",
+    }
+
+
+def test_a_split_count_that_is_no_number_fails(gguf_dir: Path) -> None:
+    split_gguf(gguf_file(gguf_dir), "two", gguf.GGUFValueType.STRING)
+    assert [result.check for result in failures(gguf_dir)] == ["files"]
 
 
 def test_a_decoder_outside_the_directory_is_refused(onnx_dir: Path) -> None:

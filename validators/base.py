@@ -33,6 +33,10 @@ _LEAST: Final = MappingProxyType(
 LOGIT_CHUNK: Final = 128
 
 
+#: The room that a context must leave for a greedy prompt: a short question in a chat template.
+LEAST_PROMPT_TOKENS: Final = 64
+
+
 @dataclass(frozen=True)
 class CheckResult:
     """The outcome of one structural check.
@@ -62,7 +66,7 @@ class MeasurementProtocol:
         repeats: Measured runs in each process.
         processes: Fresh processes per artifact; load time and peak memory have one sample each.
         threads: Threads of the runtime.
-        context: Context length the runtime is loaded with, in tokens.
+        context: Context length the runtime is loaded with, in tokens; a prompt and its reply must fit.
     """
 
     window: int = 256
@@ -81,9 +85,14 @@ class MeasurementProtocol:
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise UsageError(f"{name} of the measurement is {value!r}, but must be an integer of at least {least}")
-        needed = max(self.window, self.prefill_tokens + 1, self.decode_tokens + 1)
+        needed = max(
+            self.window, self.prefill_tokens + 1, self.decode_tokens + 1, self.greedy_tokens + LEAST_PROMPT_TOKENS
+        )
         if type(self.context) is not int or self.context < needed:
-            raise UsageError(f"context of the measurement is {self.context!r}, but its windows need at least {needed}")
+            raise UsageError(
+                f"context of the measurement is {self.context!r}, but its windows, prompts and replies need at least "
+                f"{needed}"
+            )
         if self.repeats * self.processes < 3:
             raise UsageError(f"{self.processes} processes of {self.repeats} repeats are too few: a median needs three")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from edgekiln.errors import ArtifactError, UnsupportedError
-from edgekiln.validators.gguf_header import GgufHeader, is_gguf, read_header
+from edgekiln.validators.gguf_read import GgufHeader, is_gguf, read_header
 
 Format: TypeAlias = Literal["gguf", "onnx", "foundry-local"]
 #: `general.architecture` of the vision towers that lie beside a model (llama.cpp's `mmproj` files).

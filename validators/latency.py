@@ -84,8 +84,8 @@ def measure(runtime: Runtime, path: Path, prompt: Sequence[int], protocol: Measu
         raise ArtifactError(f"the latency prompt has {len(prompt)} tokens instead of {protocol.prefill_tokens}")
     for library in runtime.libraries:
         importlib.import_module(library)
-    load = _timed(lambda: runtime.load(path, protocol.threads, protocol.context))
     try:
+        load = _timed(lambda: runtime.load(path, protocol.threads, protocol.context))
         for _ in range(protocol.warmups):
             runtime.first_token(prompt)
             runtime.decode(1)

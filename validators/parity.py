@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekiln.errors import ArtifactError
+from edgekiln.errors import ArtifactError, StepError
 from edgekiln.validators.base import LOGIT_CHUNK
 
 #: Runtimes and checkpoints pad the vocabulary to multiples of up to this many rows; a larger difference is an error.
@@ -118,11 +118,15 @@ class LogitRows:
         self.path, self.vocabulary = path, vocabulary
 
     def read(self, start: int, count: int) -> NDArray[np.float32]:
-        """Return rows [start, start + count), float32 [count, vocabulary]."""
+        """Return rows [start, start + count), float32 [count, vocabulary].
+
+        Raises:
+            StepError: The file is too short; no artifact is to blame.
+        """
         items = count * self.vocabulary
         rows = np.fromfile(self.path, dtype="<f4", count=items, offset=start * self.vocabulary * 4)
         if rows.size != items:
-            raise ArtifactError(f"{self.path} ends before row {start + count}; make the reference again")
+            raise StepError(f"{self.path} ends before row {start + count}; make the reference again")
         return rows.reshape(count, self.vocabulary).astype(np.float32, copy=False)
 
 

@@ -15,6 +15,8 @@ from edgekiln.validators.base import LOGIT_CHUNK
 
 #: Weights rounded at once: 1 MB of float32.
 _SLICE: Final = 1 << 18
+#: PyTorch's own.
+_ATTENTION: Final = "sdpa"
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,21 @@ class ReferenceRuntime:
     def load(self, path: Path, threads: int, context_tokens: int) -> None:
         """Load a checkpoint directory; no remote code, no pickle, no network."""
         import torch
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
         torch.set_num_threads(threads)
         try:
+            config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            # A config.json can name a kernel on a hub as its `_attn_implementation`, which beats the argument below.
+            config._attn_implementation = _ATTENTION
             self._model = AutoModelForCausalLM.from_pretrained(
-                path, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
+                path,
+                config=config,
+                dtype=torch.float32,
+                attn_implementation=_ATTENTION,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ArtifactError(f"Transformers cannot load {path}: {error}") from None

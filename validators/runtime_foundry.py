@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,14 @@ class FoundryReply:
     first_token_seconds: float
 
 
+def _quietly(action: Callable[[], object]) -> None:
+    """Foundry Local refuses to unload what it did not load; at the end, that is no news."""
+    import foundry_local_sdk as sdk
+
+    with contextlib.suppress(sdk.FoundryLocalException):
+        action()
+
+
 class FoundryRuntime:
     """Registers and runs a Foundry Local directory. All that it writes goes to a temporary directory.
 
@@ -48,7 +57,7 @@ class FoundryRuntime:
         """
         import foundry_local_sdk as sdk
 
-        self._scratch = tempfile.TemporaryDirectory(prefix="edgekiln-foundry-")
+        self._scratch = tempfile.TemporaryDirectory(prefix="edgekiln-foundry-", ignore_cleanup_errors=True)
         home = Path(self._scratch.name)
         configuration = sdk.Configuration(
             "edgekiln",
@@ -91,11 +100,12 @@ class FoundryRuntime:
         return FoundryReply("".join(pieces), int(prompt_tokens), first)
 
     def end(self) -> None:
-        """Unload the model and remove what Foundry Local wrote."""
-        if self._model is not None:
-            self._model.unload()
-        if self._manager is not None:
-            self._manager.close()
-        if self._scratch is not None:
-            self._scratch.cleanup()
-        self._model = self._manager = self._scratch = None
+        """Unload the model and remove what Foundry Local wrote, whatever state `load` or `chat` left behind."""
+        with contextlib.ExitStack() as stack:  # the last one runs first, and all of them run
+            if self._scratch is not None:
+                stack.callback(self._scratch.cleanup)
+            if self._manager is not None:
+                stack.callback(_quietly, self._manager.close)
+            if self._model is not None:
+                stack.callback(_quietly, self._model.unload)
+            self._model = self._manager = self._scratch = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,15 @@ from numpy.typing import NDArray
 
 from edgekiln.errors import ArtifactError
 from edgekiln.validators.base import LOGIT_CHUNK
+
+
+@contextlib.contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """Turn what ORT GenAI raises into an ArtifactError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ArtifactError(f"ORT GenAI cannot {what}: {error}") from None
 
 
 class GenaiRuntime:
@@ -34,14 +44,12 @@ class GenaiRuntime:
         og.disable_telemetry_events()
         options = {"intra_op_num_threads": threads}
         overlay = {"model": {"decoder": {"session_options": options}}}
-        try:
+        with _refusals(f"load {path}"):
             config = og.Config(str(path))
             config.clear_providers()
             config.overlay(json.dumps(overlay))
             self._model = og.Model(config)
             self._tokenizer = og.Tokenizer(self._model)
-        except RuntimeError as error:
-            raise ArtifactError(f"ORT GenAI cannot load {path}: {error}") from None
         self._context_tokens = context_tokens
 
     def load_tokenizer(self, path: Path) -> None:
@@ -52,7 +60,8 @@ class GenaiRuntime:
         """Return ORT GenAI's own ids of `text`; it always recognises special tokens."""
         if not special:
             raise ArtifactError("ORT GenAI's tokenizer cannot read special tokens as plain text")
-        return [int(token) for token in self._tokenizer.encode(text)]
+        with _refusals("tokenize"):
+            return [int(token) for token in self._tokenizer.encode(text)]
 
     def _generator(self, **options: object) -> Any:
         import onnxruntime_genai as og
@@ -67,11 +76,13 @@ class GenaiRuntime:
 
         The graph's output has a row for every appended token; `get_logits` would give the last one only.
         """
-        generator = self._generator()
+        with _refusals("run the graph"):
+            generator = self._generator()
         for start in range(0, len(ids), LOGIT_CHUNK):
             part = np.asarray(ids[start : start + LOGIT_CHUNK], dtype=np.int32)
-            generator.append_tokens(part)
-            output = generator.get_output("logits")
+            with _refusals("run the graph"):
+                generator.append_tokens(part)
+                output = generator.get_output("logits")
             if output.shape[:2] != (1, len(part)):
                 raise ArtifactError(
                     f"the graph gives logits of shape {list(output.shape)} for {len(part)} tokens; parity needs all "
@@ -81,28 +92,31 @@ class GenaiRuntime:
 
     def greedy(self, ids: Sequence[int], count: int, stop: Collection[int]) -> list[int]:
         """Decode greedily through `generate_next_token`."""
-        generator = self._generator()
-        generator.append_tokens(np.asarray(ids, dtype=np.int32))
         tokens: list[int] = []
-        while len(tokens) < count and not generator.is_done():
-            generator.generate_next_token()
-            tokens.append(int(generator.get_next_tokens()[0]))
-            if tokens[-1] in stop:
-                break
+        with _refusals("decode"):
+            generator = self._generator()
+            generator.append_tokens(np.asarray(ids, dtype=np.int32))
+            while len(tokens) < count and not generator.is_done():
+                generator.generate_next_token()
+                tokens.append(int(generator.get_next_tokens()[0]))
+                if tokens[-1] in stop:
+                    break
         return tokens
 
     def prefill(self, ids: Sequence[int]) -> None:
         """Process a prompt; returns when the logits of its last token are there."""
-        generator = self._generator()
-        generator.append_tokens(np.asarray(ids, dtype=np.int32))
-        generator.get_logits()
+        with _refusals("process a prompt"):
+            generator = self._generator()
+            generator.append_tokens(np.asarray(ids, dtype=np.int32))
+            generator.get_logits()
 
     def decode(self, count: int) -> None:
         """Generate `count` tokens after one; the end-of-turn token is held back by a minimum length."""
-        generator = self._generator(min_length=count + 1)
-        generator.append_tokens(np.zeros(1, dtype=np.int32))
-        for _ in range(count):
-            generator.generate_next_token()
+        with _refusals("decode"):
+            generator = self._generator(min_length=count + 1)
+            generator.append_tokens(np.zeros(1, dtype=np.int32))
+            for _ in range(count):
+                generator.generate_next_token()
 
     def first_token(self, ids: Sequence[int]) -> int:
         """Return the first token of ORT GenAI's generate call."""
@@ -112,17 +126,18 @@ class GenaiRuntime:
         """Return (greedy reply, tokens of the prompt), with template, penalties and end of turn of the directory."""
         import onnxruntime_genai as og
 
-        prompt = self._tokenizer.apply_chat_template(json.dumps(list(messages)), add_generation_prompt=True)
-        ids = self._tokenizer.encode(prompt)
-        parameters = og.GeneratorParams(self._model)
-        parameters.set_search_options(max_length=len(ids) + count, do_sample=False)
-        generator = og.Generator(self._model, parameters)
-        generator.append_tokens(ids)
-        stream, reply = self._tokenizer.create_stream(), ""
-        while not generator.is_done():
-            generator.generate_next_token()
-            if not generator.is_done() or len(generator.get_sequence(0)) == len(ids) + count:
-                reply += stream.decode(int(generator.get_next_tokens()[0]))
+        with _refusals("chat"):
+            prompt = self._tokenizer.apply_chat_template(json.dumps(list(messages)), add_generation_prompt=True)
+            ids = self._tokenizer.encode(prompt)
+            parameters = og.GeneratorParams(self._model)
+            parameters.set_search_options(max_length=len(ids) + count, do_sample=False)
+            generator = og.Generator(self._model, parameters)
+            generator.append_tokens(ids)
+            stream, reply = self._tokenizer.create_stream(), ""
+            while not generator.is_done():
+                generator.generate_next_token()
+                if not generator.is_done() or len(generator.get_sequence(0)) == len(ids) + count:
+                    reply += stream.decode(int(generator.get_next_tokens()[0]))
         return reply, len(ids)
 
     def end(self) -> None:

@@ -8,15 +8,16 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from edgekiln.errors import ArtifactError, CheckpointError
 from edgekiln.model_config import ModelConfig, read_json
 from edgekiln.validators.base import CheckResult
-from edgekiln.validators.gguf_header import GgufHeader, read_header
+from edgekiln.validators.gguf_read import GgufHeader, read_header
 from edgekiln.validators.kinds import ArtifactKind
 
 #: Float32 metadata cannot hold 1e-06 exactly.
@@ -24,6 +25,15 @@ _FLOAT_TOLERANCE: Final = 1e-5
 #: llama.cpp's default where a file has no `rope.freq_base`.
 _DEFAULT_ROPE_BASE: Final = 10000.0
 _MISSING: Final = object()
+#: A part of a data file: its path with links followed, the first byte, the number of bytes.
+_Region: TypeAlias = tuple[Path, int, int]
+#: No file system of ours takes a longer path; 255 bytes is what most take for a name.
+_MAX_PATH: Final = 1024
+#: Far more than any operator takes; it bounds the arithmetic on a hostile shape.
+_MAX_DIMENSIONS: Final = 64
+_MAX_ELEMENTS: Final = 1 << 62
+#: An offset or length as ONNX writes it: 19 digits hold any 64-bit number.
+_NUMBER: Final = re.compile(r"[0-9]{1,19}", re.ASCII)
 #: Operators that only ONNX Runtime knows, though it registers them as ONNX's own.
 _RUNTIME_OPERATORS: Final = frozenset({"SimplifiedLayerNormalization"})
 
@@ -34,7 +44,7 @@ class Structure:
 
     Attributes:
         checks: One result per check.
-        weights_bytes: Bytes of all tensors, shared ones once; None when the artifact cannot be read so far.
+        weights_bytes: Bytes of all tensors, shared ones once; None when not all of the artifact is read.
     """
 
     checks: tuple[CheckResult, ...]
@@ -75,10 +85,13 @@ class _Comparison:
 
 
 def _guarded(check: str, action: Callable[[], CheckResult]) -> CheckResult:
-    """Run one check; a file that cannot be read is a failure of that check, not of the validation."""
+    """Run one check; a file that cannot be read is a failure of that check, not of the validation.
+
+    ValueError is what a text of a protobuf raises that is not UTF-8, and JSON with an endless number.
+    """
     try:
         return action()
-    except (ArtifactError, CheckpointError, OSError) as error:
+    except (ArtifactError, CheckpointError, OSError, ValueError) as error:
         return CheckResult(check, "fail", str(error))
 
 
@@ -115,6 +128,11 @@ def _gguf_reread(path: Path, header: GgufHeader) -> CheckResult:
     return CheckResult(check, "pass", f"gguf's reader finds the same {len(tensors)} tensors")
 
 
+def _is_split(header: GgufHeader) -> bool:
+    """Tell a file that holds a part of the tensors; what it has says little about the rest."""
+    return header.metadata.get("split.count", 1) not in {0, 1}
+
+
 def _gguf_metadata(header: GgufHeader, config: ModelConfig, architecture: str) -> CheckResult:
     """Compare the hyper-parameters; defaults for missing keys are llama.cpp's own."""
     values, comparison = header.metadata, _Comparison()
@@ -138,7 +156,8 @@ def _gguf_metadata(header: GgufHeader, config: ModelConfig, architecture: str) -
         f"{architecture}.context_length", values.get(f"{architecture}.context_length"), config.max_position_embeddings
     )
     embedding = next((tensor for tensor in header.tensors if tensor.name == "token_embd.weight"), None)
-    comparison.equal("rows of token_embd.weight", embedding and embedding.shape[0], config.vocab_size)
+    rows = embedding and embedding.shape[0]
+    comparison.equal("rows of token_embd.weight", rows, config.vocab_size, required=not _is_split(header))
     tokens = values.get("tokenizer.ggml.tokens")
     comparison.equal("length of tokenizer.ggml.tokens", getattr(tokens, "length", None), config.vocab_size)
     eos = values.get("tokenizer.ggml.eos_token_id")
@@ -150,9 +169,11 @@ def _gguf_metadata(header: GgufHeader, config: ModelConfig, architecture: str) -
 
 def _split_files(path: Path, header: GgufHeader) -> CheckResult:
     """A split model is loaded by its first file; llama.cpp finds the others by its naming rule."""
-    parts = header.metadata.get("split.count", 1)
-    if parts in {0, 1}:
+    if not _is_split(header):
         return CheckResult("files", "pass", f"{path.name}, {header.file_size} bytes")
+    parts = header.metadata["split.count"]
+    if type(parts) is not int or parts < 0:
+        return CheckResult("files", "fail", f"split.count of {path.name} is {parts!r}, which is no number of files")
     return CheckResult("files", "not_measured", f"{path.name} is the first of {parts} files; the others are not read")
 
 
@@ -168,7 +189,7 @@ def _check_gguf(kind: ArtifactKind, config: ModelConfig, architecture: str) -> S
         _gguf_reread(path, header),
         _gguf_metadata(header, config, architecture),
     )
-    return Structure(checks, sum(tensor.nbytes for tensor in header.tensors))
+    return Structure(checks, None if _is_split(header) else sum(tensor.nbytes for tensor in header.tensors))
 
 
 # --- ONNX ---------------------------------------------------------------------------------------------------------
@@ -178,20 +199,28 @@ def decoder_path(directory: Path, genai: Mapping[str, Any]) -> Path:
     """Return the decoder's graph, which must lie inside the directory."""
     decoder = genai.get("model", {}).get("decoder", {}) if isinstance(genai.get("model"), dict) else {}
     name = decoder.get("filename", "model.onnx") if isinstance(decoder, dict) else None
-    if not isinstance(name, str) or not _inside(directory, name):
+    if not isinstance(name, str) or _inside(directory, directory, name) is None:
         raise ArtifactError(f"genai_config.json names the decoder {name!r}, which is no file inside the directory")
     if not (directory / name).is_file():
         raise ArtifactError(f"{name} is missing, though genai_config.json names it as the decoder")
     return directory / name
 
 
-def _inside(directory: Path, name: str) -> bool:
-    """Tell whether `name` stays inside `directory`, links followed."""
-    return (directory / name).resolve().is_relative_to(directory.resolve()) and not Path(name).is_absolute()
+def _inside(root: Path, folder: Path, name: str) -> Path | None:
+    """Return what `name` in `folder` is, links followed, or None where that leaves `root` or is no path at all."""
+    if not 0 < len(name) <= _MAX_PATH or Path(name).is_absolute():
+        return None
+    try:
+        resolved = (folder / name).resolve()
+        return resolved if resolved.is_relative_to(root.resolve()) else None
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, links in a circle
+        return None
 
 
 def _initializers(graph: Any) -> Iterator[Any]:
-    """Yield the initializers of a graph and of every graph in its nodes' attributes."""
+    """Yield the initializers of a graph and of every graph in its nodes' attributes, and their external tensors."""
+    from onnx import TensorProto
+
     pending = [graph]
     while pending:
         current = pending.pop()
@@ -200,57 +229,91 @@ def _initializers(graph: Any) -> Iterator[Any]:
             for attribute in node.attribute:
                 pending += [attribute.g] if attribute.HasField("g") else []
                 pending += list(attribute.graphs)
+                constants = (attribute.t, *attribute.tensors)
+                yield from (tensor for tensor in constants if tensor.data_location == TensorProto.EXTERNAL)
 
 
 def _tensor_nbytes(tensor: Any) -> int:
+    """Return the bytes that a tensor's type and shape need.
+
+    Raises:
+        ArtifactError: The type is unknown, or the shape impossible.
+    """
     from onnx import TensorProto, helper
 
+    if len(tensor.dims) > _MAX_DIMENSIONS:
+        raise ArtifactError(f"{tensor.name} has {len(tensor.dims)} dimensions, where {_MAX_DIMENSIONS} are allowed")
+    elements = math.prod(tensor.dims)
+    if any(extent < 0 for extent in tensor.dims) or elements > _MAX_ELEMENTS:
+        raise ArtifactError(f"{tensor.name} has the impossible shape {list(tensor.dims)}")
     sub_byte = {TensorProto.INT4: 4, TensorProto.UINT4: 4, TensorProto.FLOAT4E2M1: 4}
-    bits = sub_byte.get(tensor.data_type) or helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * 8
-    return int(-(-math.prod(tensor.dims) * bits // 8))
+    try:
+        bits = sub_byte.get(tensor.data_type) or helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * 8
+    except (KeyError, TypeError, ValueError):
+        raise ArtifactError(f"{tensor.name} has the unknown data type {tensor.data_type}") from None
+    return int(-(-elements * bits // 8))
 
 
-def _external_regions(directory: Path, model: Any) -> tuple[dict[tuple[str, int, int], str], int]:
+def _number(tensor: Any, key: str, text: str) -> int:
+    if not _NUMBER.fullmatch(text):
+        raise ArtifactError(f"{tensor.name} has the {key} {text[:40]!r}, which is no number of bytes")
+    return int(text)
+
+
+def _external_region(root: Path, folder: Path, tensor: Any, nbytes: int) -> _Region:
+    """Return where a tensor of `nbytes` bytes lies.
+
+    Args:
+        root: The artifact, which data files must not leave.
+        folder: Of the model file; data files are named relative to it.
+        tensor: A TensorProto with external data.
+        nbytes: What its type and shape need.
+    """
+    fields = {entry.key: entry.value for entry in tensor.external_data}
+    if not all(isinstance(value, str) for value in fields.values()):  # protobuf gives text that is not UTF-8 as bytes
+        raise ArtifactError(f"{tensor.name} lies in a file whose name is not UTF-8")
+    location = fields.get("location", "")
+    offset = _number(tensor, "offset", fields.get("offset", "0"))
+    length = _number(tensor, "length", fields.get("length", str(nbytes)))
+    path = _inside(root, folder, location)
+    if path is None:
+        raise ArtifactError(f"{tensor.name} points to {location[:200]!r}, outside the artifact's directory")
+    if not path.is_file():
+        raise ArtifactError(f"{location} is missing, though {tensor.name} lies in it")
+    size = path.stat().st_size
+    if length != nbytes or offset + length > size:
+        raise ArtifactError(
+            f"{tensor.name} needs {nbytes} bytes at byte {offset} of {location}, "
+            f"which has {size} bytes (the graph says {length})"
+        )
+    return path, offset, length
+
+
+def _external_regions(root: Path, folder: Path, model: Any) -> tuple[dict[_Region, str], int]:
     """Return the regions of data files that tensors lie in, and the bytes of the tensors inside the graph.
 
     Raises:
-        ArtifactError: A region is outside the directory, its file, or of another length than its tensor.
+        ArtifactError: A region is outside the artifact, its file, or of another length than its tensor.
     """
     from onnx import TensorProto
 
-    regions: dict[tuple[str, int, int], str] = {}
+    regions: dict[_Region, str] = {}
     inline = 0
     for tensor in _initializers(model.graph):
         nbytes = _tensor_nbytes(tensor)
         if tensor.data_location != TensorProto.EXTERNAL:
             inline += nbytes
-            continue
-        fields = {entry.key: entry.value for entry in tensor.external_data}
-        location = fields.get("location", "")
-        try:
-            offset, length = int(fields.get("offset", "0")), int(fields.get("length", str(nbytes)))
-        except ValueError:
-            raise ArtifactError(f"{tensor.name} has an offset or length that is no number") from None
-        if not location or not _inside(directory, location):
-            raise ArtifactError(f"{tensor.name} points to {location!r}, outside the artifact's directory")
-        path = directory / location
-        if not path.is_file():
-            raise ArtifactError(f"{location} is missing, though {tensor.name} lies in it")
-        if length != nbytes or offset < 0 or offset + length > path.stat().st_size:
-            raise ArtifactError(
-                f"{tensor.name} needs {nbytes} bytes at byte {offset} of {location}, "
-                f"which has {path.stat().st_size} bytes (the graph says {length})"
-            )
-        regions[location, offset, length] = tensor.name
+        else:
+            regions[_external_region(root, folder, tensor, nbytes)] = tensor.name
     return regions, inline
 
 
-def _overlap(regions: Mapping[tuple[str, int, int], str]) -> str | None:
+def _overlap(regions: Mapping[_Region, str]) -> str | None:
     """Return a sentence on two tensors that share a part, but not all, of their bytes."""
     ordered = sorted(regions)
     for (file, start, length), after in itertools.pairwise(ordered):
         if file == after[0] and start + length > after[1]:
-            return f"{regions[file, start, length]} and {regions[after]} overlap in {file}"
+            return f"{regions[file, start, length]} and {regions[after]} overlap in {file.name}"
     return None
 
 
@@ -272,8 +335,9 @@ def _onnx_checker(directory: Path, model: Any) -> CheckResult:
     try:
         with contextlib.chdir(directory):
             onnx.checker.check_model(judged)
-    except (onnx.checker.ValidationError, ValueError) as error:
-        return CheckResult("onnx/checker", "fail", f"the ONNX checker refuses the graph: {str(error).splitlines()[0]}")
+    except (onnx.checker.ValidationError, ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        return CheckResult("onnx/checker", "fail", f"the ONNX checker refuses the graph: {reason}")
     return CheckResult("onnx/checker", "pass", f"the ONNX checker accepts the graph of {len(judged.graph.node)} nodes")
 
 
@@ -282,7 +346,7 @@ def _onnx_outputs(model: Any, config: ModelConfig) -> CheckResult:
     comparison = _Comparison()
     shapes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in model.graph.output}
     logits = shapes.get("logits")
-    if logits is not None and logits[-1:] != [0]:  # 0: a symbolic dimension
+    if logits and logits[-1] != 0:  # 0: a symbolic dimension
         comparison.equal("vocabulary of the logits", logits[-1], config.vocab_size)
     caches = sum(len(shape) == 4 for shape in shapes.values())
     comparison.equal("number of key and value caches", caches or None, 2 * config.num_layers, required=False)
@@ -326,7 +390,7 @@ def _inference_model(directory: Path) -> CheckResult:
 
 
 def _onnx_files(directory: Path, model_path: Path, model: Any) -> tuple[CheckResult, int]:
-    regions, inline = _external_regions(directory, model)
+    regions, inline = _external_regions(directory, model_path.parent, model)
     if (sentence := _overlap(regions)) is not None:
         return CheckResult("files", "fail", sentence), 0
     if not (directory / "tokenizer.json").is_file():
@@ -340,8 +404,6 @@ def _check_onnx(kind: ArtifactKind, config: ModelConfig, genai_type: str) -> Str
     from google.protobuf.message import DecodeError
 
     directory = kind.path
-    checks: list[CheckResult] = []
-    weights_bytes: int | None = None
     try:
         genai = read_json(directory / "genai_config.json")
         model_path = decoder_path(directory, genai)
@@ -349,12 +411,12 @@ def _check_onnx(kind: ArtifactKind, config: ModelConfig, genai_type: str) -> Str
         files, weights_bytes = _onnx_files(directory, model_path, model)
     except DecodeError:
         return Structure((CheckResult("files", "fail", "the decoder is no ONNX model"),), None)
-    except (ArtifactError, CheckpointError) as error:
+    except (ArtifactError, CheckpointError, OSError, ValueError) as error:  # as `_guarded` has it
         return Structure((CheckResult("files", "fail", str(error)),), None)
     checks = [
         files,
-        _onnx_checker(model_path.parent, model),
-        _onnx_outputs(model, config),
+        _guarded("onnx/checker", lambda: _onnx_checker(model_path.parent, model)),
+        _guarded("onnx/outputs", lambda: _onnx_outputs(model, config)),
         _genai_config(genai, config, genai_type),
     ]
     if kind.format == "foundry-local":

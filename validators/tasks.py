@@ -5,21 +5,24 @@ Started as `python -m edgekiln.validators.tasks` by `edgekiln.process.run_task`;
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar
+
+import numpy as np
 
 from edgekiln.checkpoint import open_checkpoint
-from edgekiln.errors import ArtifactError
+from edgekiln.errors import StepError, UsageError
 from edgekiln.process import Json, Task, serve
 from edgekiln.validators import RUNTIMES
 from edgekiln.validators.base import MeasurementProtocol, Runtime
-from edgekiln.validators.corpus import make_windows, read_corpus, read_prompts
+from edgekiln.validators.corpus import Window, make_windows, read_corpus, read_prompts
 from edgekiln.validators.hf_tokenizer import encode, load_tokenizer, render_chat
 from edgekiln.validators.kinds import identify
 from edgekiln.validators.latency import measure
@@ -32,7 +35,7 @@ from edgekiln.validators.parity import (
     join,
     summarize,
 )
-from edgekiln.validators.reference import ReferenceRuntime
+from edgekiln.validators.reference import ReferenceRuntime, Rounding
 from edgekiln.validators.runtime_foundry import FoundryRuntime
 from edgekiln.validators.runtime_genai import GenaiRuntime
 from edgekiln.validators.storage import weights_by_type
@@ -44,6 +47,22 @@ INDEX: Final = "reference.json"
 LOGITS: Final = "logits.f32"
 
 
+class _Endable(Protocol):
+    def end(self) -> None: ...
+
+
+_E = TypeVar("_E", bound=_Endable)
+
+
+@contextlib.contextmanager
+def _ended(runtime: _E) -> Iterator[_E]:
+    """Give a runtime, and end it whatever happens: this process ends without running destructors."""
+    try:
+        yield runtime
+    finally:
+        runtime.end()
+
+
 def _protocol(request: Json) -> MeasurementProtocol:
     return MeasurementProtocol(**request["protocol"])
 
@@ -52,6 +71,58 @@ def _latency_prompt(windows: Sequence[Sequence[int]], length: int) -> list[int]:
     """Return `length` tokens of the corpus, repeating it if it is shorter."""
     tokens = [token for ids in windows for token in ids]
     return (tokens * (length // len(tokens) + 1))[:length]
+
+
+def _fitting(prompts: Sequence[list[int]], protocol: MeasurementProtocol) -> list[list[int]]:
+    """Return the prompts that leave room for a reply in the context; one that lost its beginning would be another.
+
+    Raises:
+        UsageError: None does.
+    """
+    limit = protocol.context - protocol.greedy_tokens
+    kept = [prompt for prompt in prompts if len(prompt) <= limit]
+    if not kept:
+        shortest = min(map(len, prompts))
+        raise UsageError(
+            f"no prompt fits a context of {protocol.context} tokens with a reply of {protocol.greedy_tokens}: the "
+            f"shortest has {shortest}; measure with fewer greedy_tokens or with a longer context"
+        )
+    return kept
+
+
+def _round_weights(runtime: ReferenceRuntime) -> Rounding:
+    """Round the reference's weights.
+
+    Raises:
+        StepError: Some do not fit fp16; logits of infinite weights would blame every artifact.
+    """
+    rounding = runtime.round_weights()
+    if rounding.overflowed:
+        raise StepError(
+            f"{rounding.overflowed} weights of the checkpoint lie beyond ±65504, so the model does not fit fp16, and "
+            "there is no reference to compare artifacts with; give a checkpoint whose weights were scaled for fp16"
+        )
+    return rounding
+
+
+def _write_logits(runtime: ReferenceRuntime, windows: Sequence[Window], path: Path) -> int:
+    """Write the logits of all windows and return the size of the vocabulary.
+
+    Raises:
+        StepError: The reference itself gives NaN or infinite logits.
+    """
+    vocabulary = 0
+    with path.open("wb") as file:
+        for window in windows:
+            for chunk in runtime.logits(window.ids[:-1]):
+                if not np.isfinite(chunk).all():
+                    raise StepError(
+                        "the reference's own logits are NaN or infinite, so nothing can be compared with them; "
+                        "check the weights of the checkpoint"
+                    )
+                vocabulary = chunk.shape[1]
+                file.write(chunk.astype("<f4", copy=False).tobytes())
+    return vocabulary
 
 
 def reference(request: Json) -> Json:
@@ -67,17 +138,13 @@ def reference(request: Json) -> Json:
         corpus, lambda text: encode(tokenizer, text), window=protocol.window, windows=protocol.windows
     )
     chats = [render_chat(checkpoint.directory, [{"role": "user", "content": text}]) for text in read_prompts()]
-    prompts = [encode(tokenizer, chat)[-(protocol.context - protocol.greedy_tokens) :] for chat in chats]
+    prompts = _fitting([encode(tokenizer, chat) for chat in chats], protocol)
     stop = checkpoint.config.eos_token_ids
-    runtime = ReferenceRuntime()
-    runtime.load(checkpoint.directory, protocol.threads, protocol.context)
-    rounding = runtime.round_weights()
-    with (directory / LOGITS).open("wb") as file:
-        for window in windows:
-            for chunk in runtime.logits(window.ids[:-1]):
-                vocabulary = chunk.shape[1]
-                file.write(chunk.astype("<f4", copy=False).tobytes())
-    replies = [runtime.greedy(prompt, protocol.greedy_tokens, stop) for prompt in prompts]
+    with _ended(ReferenceRuntime()) as runtime:
+        runtime.load(checkpoint.directory, protocol.threads, protocol.context)
+        rounding = _round_weights(runtime)
+        vocabulary = _write_logits(runtime, windows, directory / LOGITS)
+        replies = [runtime.greedy(prompt, protocol.greedy_tokens, stop) for prompt in prompts]
     index = {
         "schema": REFERENCE_SCHEMA,
         "corpus": {"name": corpus.name, "sha256": corpus.sha256, "tokens": sum(len(w.ids) for w in windows)},
@@ -89,23 +156,21 @@ def reference(request: Json) -> Json:
         "rounding": dataclasses.asdict(rounding),
     }
     (directory / INDEX).write_text(json.dumps(index), encoding="utf-8")
-    return {key: index[key] for key in ("corpus", "vocabulary", "rounding")} | {
-        "scored_tokens": sum(len(window.ids) - 1 for window in windows)
-    }
+    return {}
 
 
 def read_reference(directory: Path) -> dict[str, Any]:
     """Return the index that `reference` wrote.
 
     Raises:
-        ArtifactError: It is missing or of another version.
+        StepError: It is missing or of another version.
     """
     try:
         index = json.loads((directory / INDEX).read_bytes())
     except (OSError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{directory} holds no usable reference ({error}); make it again") from None
+        raise StepError(f"{directory} holds no usable reference ({error}); make it again") from None
     if not isinstance(index, dict) or index.get("schema") != REFERENCE_SCHEMA:
-        raise ArtifactError(f"{directory} holds a reference of another version than {REFERENCE_SCHEMA}; make it again")
+        raise StepError(f"{directory} holds a reference of another version than {REFERENCE_SCHEMA}; make it again")
     return index
 
 
@@ -129,15 +194,14 @@ def parity(request: Json) -> Json:
     """Compare an artifact with the reference. Request: `format`, `path`, `reference`, `protocol`."""
     protocol, directory = _protocol(request), Path(request["reference"])
     index = read_reference(directory)
-    runtime = RUNTIMES[request["format"]]()
-    runtime.load(Path(request["path"]), protocol.threads, protocol.context)
-    compared, note = _compare_windows(runtime, directory, index)
     stop, count = index["stop"], protocol.greedy_tokens
-    agreements = [
-        agreement(entry["reply"], runtime.greedy(entry["prompt"], count, stop), count, stop)
-        for entry in index["greedy"]
-    ]
-    runtime.end()
+    with _ended(RUNTIMES[request["format"]]()) as runtime:
+        runtime.load(Path(request["path"]), protocol.threads, protocol.context)
+        compared, note = _compare_windows(runtime, directory, index)
+        agreements = [
+            agreement(entry["reply"], runtime.greedy(entry["prompt"], count, stop), count, stop)
+            for entry in index["greedy"]
+        ]
     return dataclasses.asdict(summarize(compared, agreements, count, note))
 
 
@@ -164,11 +228,10 @@ def structure(request: Json) -> Json:
 
 def tokenizer(request: Json) -> Json:
     """Compare tokenizers on the built-in corpus and samples. Request: `format`, `path`, `checkpoint`."""
-    runtime = RUNTIMES[request["format"]]()
-    runtime.load_tokenizer(Path(request["path"]))
     texts = [document.text for document in read_corpus().documents]
-    results = compare_tokenizer(Path(request["checkpoint"]), runtime.tokenize, texts)
-    runtime.end()
+    with _ended(RUNTIMES[request["format"]]()) as runtime:
+        runtime.load_tokenizer(Path(request["path"]))
+        results = compare_tokenizer(Path(request["checkpoint"]), runtime.tokenize, texts)
     return {"checks": [dataclasses.asdict(result) for result in results]}
 
 
@@ -183,22 +246,20 @@ def foundry_chat(request: Json) -> Json:
     count = _protocol(request).greedy_tokens
     import foundry_local_sdk  # noqa: F401 - its import is no part of the load time
 
-    runtime = FoundryRuntime()
-    begin = time.perf_counter()
-    runtime.load(Path(request["path"]))
-    load_seconds = time.perf_counter() - begin
-    replies = [runtime.chat(messages, count) for messages in _conversations()]
-    runtime.end()
+    with _ended(FoundryRuntime()) as runtime:
+        begin = time.perf_counter()
+        runtime.load(Path(request["path"]))
+        load_seconds = time.perf_counter() - begin
+        replies = [runtime.chat(messages, count) for messages in _conversations()]
     return {"load_seconds": load_seconds, "replies": [dataclasses.asdict(reply) for reply in replies]}
 
 
 def genai_chat(request: Json) -> Json:
     """Give ORT GenAI's greedy replies to the same conversations. Request: `path`, `protocol`."""
     protocol = _protocol(request)
-    runtime = GenaiRuntime()
-    runtime.load(Path(request["path"]), protocol.threads, protocol.context)
-    replies = [runtime.chat(messages, protocol.greedy_tokens) for messages in _conversations()]
-    runtime.end()
+    with _ended(GenaiRuntime()) as runtime:
+        runtime.load(Path(request["path"]), protocol.threads, protocol.context)
+        replies = [runtime.chat(messages, protocol.greedy_tokens) for messages in _conversations()]
     return {"replies": [{"text": text, "prompt_tokens": tokens} for text, tokens in replies]}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgekiln.checkpoint import Checkpoint
-from edgekiln.errors import StepError
+from edgekiln.errors import ArtifactError
 from edgekiln.process import Json, Limits, run_task
 from edgekiln.validators.base import CheckResult, MeasurementProtocol
 from edgekiln.validators.kinds import ArtifactKind, identify
@@ -55,7 +55,7 @@ class ArtifactMetrics:
     Attributes:
         format: `gguf`, `onnx` or `foundry-local`.
         structure: The structural checks, tokenizer and chat included.
-        parity: None where the structure did not let the artifact run.
+        parity: None where the structure did not let the artifact run, or its runtime refused it.
         size_bytes: All files of the artifact.
         weights_bytes: All its tensors, shared ones once; None where it cannot be read so far.
         bits_per_weight: 8 · weights_bytes / weights of the reference.
@@ -111,7 +111,7 @@ def open_reference(directory: Path, checkpoint: Checkpoint) -> Reference:
     """Return the reference that `make_reference` kept in `directory`.
 
     Raises:
-        ArtifactError: There is none, or it is of another version.
+        StepError: There is none, or it is of another version.
     """
     from edgekiln.validators.tasks import read_reference
 
@@ -171,13 +171,16 @@ def artifact_size(kind: ArtifactKind) -> int:
 
 
 def _check_chat(kind: ArtifactKind, protocol: MeasurementProtocol, log: Path, limits: Limits | None) -> CheckResult:
-    """Foundry Local must load the directory, chat, and reply greedily as ORT GenAI does on the same directory."""
+    """Foundry Local must load the directory, chat, and reply greedily as ORT GenAI does on the same directory.
+
+    What the runtimes refuse is a failed check; a crash or a missing runtime is raised.
+    """
     check = "foundry/chat"
     request = {"path": str(kind.path.resolve()), "protocol": dataclasses.asdict(protocol)}
     try:
         actual = _run("foundry_chat", request, log=log, limits=limits)
         expected = _run("genai_chat", request, log=log, limits=limits)
-    except StepError as error:
+    except ArtifactError as error:
         return CheckResult(check, "fail", str(error))
     for number, (ours, theirs) in enumerate(zip(actual["replies"], expected["replies"], strict=True), start=1):
         for key in ("prompt_tokens", "text"):
@@ -209,11 +212,23 @@ def _structure(
     try:
         found = _run("tokenizer", request, log=log, limits=limits)["checks"]
         checks += [CheckResult(**entry) for entry in found]
-    except StepError as error:
+    except ArtifactError as error:
         checks.append(CheckResult("tokenizer/ids", "fail", str(error)))
     if kind.format == "foundry-local":
         checks.append(_check_chat(kind, protocol, log, limits))
     return checks, answer["weights_bytes"], answer["weights_by_type"]
+
+
+def _parity(
+    kind: ArtifactKind, reference: Reference, protocol: MeasurementProtocol, log: Path, limits: Limits | None
+) -> Parity:
+    request = {
+        "format": kind.format,
+        "path": str(kind.path.resolve()),
+        "reference": str(reference.directory.resolve()),
+        "protocol": dataclasses.asdict(protocol),
+    }
+    return Parity(**_run("parity", request, log=log, limits=limits))
 
 
 def validate_artifact(
@@ -234,25 +249,25 @@ def validate_artifact(
         limits: Time and memory of each process.
 
     Raises:
-        ArtifactError: There is no artifact, or its runtime cannot run it.
+        ArtifactError: There is no artifact, or it cannot be told what it is.
         UnsupportedError: It is of no known kind.
-        StepError: A process crashed, hung or grew beyond its limits.
+        StepError: A process crashed, hung or grew beyond its limits, or the reference is unusable.
+        MachineError: A runtime is missing.
     """
     kind = identify(path)
     checks, weights_bytes, types = _structure(kind, reference, protocol, log, limits)
     bits = None if weights_bytes is None else 8 * weights_bytes / reference.checkpoint.weight_count
-    size = artifact_size(kind)
+    parity: Parity | None = None
+    reason: str | None = None
     failed = [check.check for check in checks if check.outcome == "fail"]
     if broken := [name for name in failed if not name.startswith("tokenizer/")]:
         reason = f"the artifact was not run, because {broken[0]} failed"
-        return ArtifactMetrics(
-            kind.format, tuple(checks), None, size, weights_bytes, bits, types, {"parity": reason, "latency": reason}
-        )
-    request = {
-        "format": kind.format,
-        "path": str(kind.path.resolve()),
-        "reference": str(reference.directory.resolve()),
-        "protocol": dataclasses.asdict(protocol),
-    }
-    parity = Parity(**_run("parity", request, log=log, limits=limits))
-    return ArtifactMetrics(kind.format, tuple(checks), parity, size, weights_bytes, bits, types, {})
+    else:
+        try:
+            parity = _parity(kind, reference, protocol, log, limits)
+        except ArtifactError as error:
+            reason = str(error)
+            checks.append(CheckResult("parity/run", "fail", reason))
+    missing = {} if reason is None else {"parity": reason, "latency": reason}
+    size = artifact_size(kind)
+    return ArtifactMetrics(kind.format, tuple(checks), parity, size, weights_bytes, bits, types, missing)
