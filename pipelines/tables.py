@@ -38,7 +38,7 @@ def _table(columns: Sequence[tuple[str, bool]], rows: Iterable[Sequence[object]]
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
     console.print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines()) + "\n"
+    return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines())
 
 
 def _styled(status: str) -> object:

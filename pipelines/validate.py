@@ -53,7 +53,7 @@ def run_validation(artifact: Path, settings: Settings, limits: tuple[Gate, ...],
         console: Shows the steps.
 
     Raises:
-        ArtifactError: There is no artifact, or its runtime cannot run it.
+        ArtifactError: There is no artifact there.
         UnsupportedError: It is of no known kind, or the reference of no known family.
     """
     kind = identify(artifact)
