@@ -10,7 +10,7 @@ from edgekiln.console import Console
 from edgekiln.errors import EdgekilnError, ExitCode
 from edgekiln.host import tool_versions
 from edgekiln.pipelines.measure import Subject
-from edgekiln.pipelines.run import (
+from edgekiln.pipelines.session import (
     BASELINE_FORMAT,
     Outcome,
     Session,

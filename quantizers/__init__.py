@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgekiln.grids import CodebookGrid, Grid, IntegerGrid
 from edgekiln.quantizers.ggml import Ggml
-from edgekiln.quantizers.int4 import Int4
-from edgekiln.quantizers.int8 import Int8
+from edgekiln.quantizers.integer import IntegerQuantizer
 from edgekiln.quantizers.nf4 import Nf4
 
 if TYPE_CHECKING:
@@ -22,7 +21,9 @@ if TYPE_CHECKING:
     from edgekiln.grids import QuantizedRows
     from edgekiln.quantizers.base import Quantizer
 
-QUANTIZERS: Mapping[str, Quantizer] = MappingProxyType({"int8": Int8(), "int4": Int4(), "nf4": Nf4(), "ggml": Ggml()})
+QUANTIZERS: Mapping[str, Quantizer] = MappingProxyType(
+    {"int8": IntegerQuantizer(8), "int4": IntegerQuantizer(4), "nf4": Nf4(), "ggml": Ggml()}
+)
 
 
 def quantizer_for(grid: Grid) -> Quantizer:

@@ -1,13 +1,15 @@
-"""What int4 and int8 share: shapes, padding-free groups, and the packing of codes that ONNX Runtime's kernels use.
+"""Integers with a float32 scale per group: the grids of MatMulNBits, rounded to nearest.
 
-A subclass owns the arithmetic of one bit width: which kernel defines it, and how its codes unpack.
+The kernels are ONNX Runtime's `quantize_matmul_4bits` and `quantize_matmul_8bits`, which define these grids.
+Symmetric: the scale maps the weight of largest magnitude to the lowest code, -2^(bits-1), and the zero point is
+2^(bits-1). Asymmetric: scale and zero point map the group's range, widened to hold 0, onto all codes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +19,14 @@ from edgekiln.grids import Grid, IntegerGrid, IntegerRows, QuantizedRows
 
 
 class IntegerQuantizer:
-    """Round-to-nearest onto an `IntegerGrid`, by the kernel of ONNX Runtime that defines it."""
+    """Round-to-nearest onto the `IntegerGrid`s of one bit width.
 
-    bits: ClassVar[Literal[4, 8]]
+    Args:
+        bits: 4 or 8.
+    """
+
+    def __init__(self, bits: Literal[4, 8]) -> None:
+        self.bits = bits
 
     def quantize(self, rows: NDArray[np.float32], grid: Grid) -> IntegerRows:
         """Return `rows`, float32 [rows, columns], on `grid`.
@@ -28,6 +35,8 @@ class IntegerQuantizer:
             UsageError: The group size does not divide the columns.
             TypeError: The grid is none of this quantizer's.
         """
+        from onnxruntime.capi import _pybind_state as kernels
+
         grid = self._own(grid)
         count, columns = rows.shape
         if columns % grid.group_size:
@@ -35,10 +44,11 @@ class IntegerQuantizer:
         groups = columns // grid.group_size
         codes = np.empty((count, groups, grid.group_size * self.bits // 8), np.uint8)
         scales = np.empty(count * groups, np.float32)
-        packed_groups = -(-groups * self.bits // 8)
         # The kernels take the weight as [K, N] and leave the bits that no zero point uses as they find them.
-        zero_points = np.zeros((count, packed_groups), np.uint8)
-        self._kernel(np.ascontiguousarray(rows.T), codes, scales, zero_points.reshape(-1), grid)
+        zero_points = np.zeros((count, -(-groups * self.bits // 8)), np.uint8)
+        kernel = kernels.quantize_matmul_4bits if self.bits == 4 else kernels.quantize_matmul_8bits
+        weight = np.ascontiguousarray(rows.T)
+        kernel(codes, weight, scales, zero_points.reshape(-1), grid.group_size, count, columns, grid.symmetric)
         return IntegerRows(
             grid,
             columns,
@@ -50,7 +60,7 @@ class IntegerQuantizer:
     def dequantize(self, quantized: QuantizedRows) -> NDArray[np.float32]:
         """Return (code - zero point) · scale, float32 [rows, columns]."""
         if not isinstance(quantized, IntegerRows):
-            raise TypeError(f"{type(self).__name__} does not dequantize {type(quantized).__name__}")
+            raise TypeError(f"an integer quantizer does not dequantize {type(quantized).__name__}")
         grid = self._own(quantized.grid)
         count, groups, _ = quantized.codes.shape
         codes = self._unpack(quantized.codes.reshape(count * groups, -1)).reshape(count, groups, grid.group_size)
@@ -66,20 +76,12 @@ class IntegerQuantizer:
 
     def _own(self, grid: Grid) -> IntegerGrid:
         if not isinstance(grid, IntegerGrid) or grid.bits != self.bits:
-            raise TypeError(f"{type(self).__name__} quantizes onto int{self.bits} grids, not {grid.name}")
+            raise TypeError(f"this quantizer is for int{self.bits} grids, not {grid.name}")
         return grid
 
-    def _kernel(
-        self,
-        weight: NDArray[np.float32],
-        codes: NDArray[np.uint8],
-        scales: NDArray[np.float32],
-        zero_points: NDArray[np.uint8],
-        grid: IntegerGrid,
-    ) -> None:
-        """Fill `codes`, `scales` and packed `zero_points` from `weight`, float32 [columns, rows]."""
-        raise NotImplementedError
-
     def _unpack(self, packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return one code per byte along the last axis."""
-        raise NotImplementedError
+        """Return one code per byte along the last axis; of two 4-bit codes the first is in the low nibble."""
+        if self.bits == 8:
+            return packed
+        pairs = np.stack((packed & 0x0F, packed >> 4), axis=-1)
+        return pairs.reshape(*packed.shape[:-1], packed.shape[-1] * 2)

@@ -13,7 +13,8 @@ from edgekiln.errors import ExitCode
 from edgekiln.exporters import EXPORTERS
 from edgekiln.pipelines.export import export
 from edgekiln.pipelines.plan import make_plan
-from edgekiln.pipelines.run import REPORT, REPORT_MARKDOWN, Session, run_plan
+from edgekiln.pipelines.run import REPORT, REPORT_MARKDOWN, run_plan
+from edgekiln.pipelines.session import Session, check_context, make_protocol
 from edgekiln.pipelines.validate import run_validation
 from edgekiln.pipelines.verdict import Timings, check_reports, flatten, judge_gates, parity_report, verdict
 from edgekiln.steps import LocalStore
@@ -170,16 +171,16 @@ def test_a_gate_that_fails_ends_with_1_and_names_itself(built, tmp_path):
 
 def test_a_runtime_that_dies_fails_its_build_and_the_others_go_on(tmp_path, monkeypatch):
     from edgekiln.errors import StepError
-    from edgekiln.pipelines import run
+    from edgekiln.pipelines import session
 
-    validate = run.validate_artifact
+    validate = session.validate_artifact
 
     def dies(path: Path, *arguments, **options):
         if "gguf-cpu-int4" in str(path):
             raise StepError("parity (tasks) was killed by SIGSEGV without a result")
         return validate(path, *arguments, **options)
 
-    monkeypatch.setattr(run, "validate_artifact", dies)
+    monkeypatch.setattr(session, "validate_artifact", dies)
     pipeline = tmp_path / "p.yaml"
     pipeline.write_text(
         "schema: edgekiln.pipeline/1\nname: p\nbuilds:\n  - {target: gguf-cpu, precisions: [int4, int8]}\n"
@@ -246,7 +247,6 @@ def test_a_measurement_longer_than_the_context_is_refused(session):
     from dataclasses import replace
 
     from edgekiln.errors import UsageError
-    from edgekiln.pipelines.run import check_context, make_protocol
 
     settings = session.settings.model_copy(update={"greedy_tokens": 2000})
     with pytest.raises(UsageError, match="needs a context of 2480 tokens, but tiny-qwen3 has 2048"):
