@@ -18,13 +18,11 @@ from numpy.typing import NDArray
 from edgekiln.errors import StepError
 from edgekiln.exporters.onnx_layout import DATA_FILE, Part, Placed
 from edgekiln.families import EMBEDDING, HEAD
-from edgekiln.grids import CodebookGrid, IntegerGrid
+from edgekiln.grids import BNB4_NF4, CodebookGrid, IntegerGrid
 
 _MS: Final = "com.microsoft"
 #: MatMulNBits quantizes its activations to int8 per group at this level, which the CPU kernels are made for.
 ACCURACY_LEVEL_INT8: Final = 4
-#: `quant_type` of MatMulBnb4: NF4.
-_BNB4_NF4: Final = 1
 _DTYPES: Final = {"uint8": ir.DataType.UINT8, "float16": ir.DataType.FLOAT16, "float32": ir.DataType.FLOAT}
 
 
@@ -144,7 +142,7 @@ class Rewriter:
         return ir.node("MatMulNBits", inputs, attributes, domain=_MS, name=f"{item.plan.name}.MatMulNBits")
 
     def _matmul_bnb4(self, operand: ir.Value, item: Placed, grid: CodebookGrid, rows: int, columns: int) -> ir.Node:
-        attributes = {"K": columns, "N": rows, "block_size": grid.group_size, "quant_type": _BNB4_NF4}
+        attributes = {"K": columns, "N": rows, "block_size": grid.group_size, "quant_type": BNB4_NF4}
         inputs = [operand, self._part(item, "codes"), self._part(item, "absmax")]
         return ir.node("MatMulBnb4", inputs, attributes, domain=_MS, name=f"{item.plan.name}.MatMulBnb4")
 

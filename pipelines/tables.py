@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from edgekiln.pipelines.plan import Build, Plan
 from edgekiln.pipelines.targets import Target, TargetsFile
 from edgekiln.units import format_size
+from edgekiln.validators.markdown import number
 from edgekiln.validators.report import BuildReport, Report
 
 _STYLES = {"passed": "green", "failed": "red", "error": "red", "unsupported": "yellow"}
@@ -47,22 +48,18 @@ def _styled(status: str) -> object:
     return Text(status, style=_STYLES[status])
 
 
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
-
-
 def _result_row(build: BuildReport) -> list[object]:
     parity, latency = build.parity, build.latency
     return [
         build.id,
         _styled(build.status),
         build.container_type or "–",
-        _number(build.size_bytes / 1e6 if build.size_bytes else None, ".1f"),
-        _number(parity.mean_kld if parity else None, ".5f"),
-        _number(100 * parity.top1_agreement if parity else None, ".1f"),
-        _number(parity.perplexity if parity else None, ".2f"),
-        _number(latency.prefill_tokens_per_second if latency else None, ".0f"),
-        _number(latency.decode_tokens_per_second if latency else None, ".1f"),
+        number(build.size_bytes / 1e6 if build.size_bytes else None, ".1f"),
+        number(parity.mean_kld if parity else None, ".5f"),
+        number(100 * parity.top1_agreement if parity else None, ".1f"),
+        number(parity.perplexity if parity else None, ".2f"),
+        number(latency.prefill_tokens_per_second if latency else None, ".0f"),
+        number(latency.decode_tokens_per_second if latency else None, ".1f"),
     ]
 
 

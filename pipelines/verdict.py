@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from edgekiln.errors import EdgekilnError
 from edgekiln.pipelines.measure import Timing
-from edgekiln.validators.gates import Gate, GateOutcome, judge
+from edgekiln.validators.gates import Baseline, Gate, GateOutcome, judge
 from edgekiln.validators.latency import Latency
 from edgekiln.validators.report import (
     BuildStatus,
@@ -89,11 +89,11 @@ def judge_gates(
         missing: Why figures are missing, by metric.
     """
     fp16, reference = _speeds(timings.fp16_artifact), _speeds(timings.reference)
-    baselines = {
+    baselines: dict[Baseline, Mapping[str, float | None]] = {
         "fp16_artifact": fp16.model_dump() if fp16 else {},
         "reference": reference.model_dump() if reference else {},
     }
-    return tuple(judge(gate, values, baselines, missing=missing) for gate in gates)  # type: ignore[arg-type]
+    return tuple(judge(gate, values, baselines, missing=missing) for gate in gates)
 
 
 def missing_reasons(metrics: ArtifactMetrics, timings: Timings) -> dict[str, str]:

@@ -13,10 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekiln.errors import UsageError
-from edgekiln.grids import CodebookGrid, CodebookRows, Grid, QuantizedRows
-
-#: `quant_type` of MatMulBnb4 that means NF4 (0 is FP4).
-BNB4_NF4: Final = 1
+from edgekiln.grids import BNB4_NF4, CodebookGrid, CodebookRows, Grid, QuantizedRows
 
 #: The NF4 values in the order of their codes.
 NF4_VALUES: Final = np.array(

@@ -9,7 +9,8 @@ from edgekiln.validators.report import BuildReport, Report
 _MARKS = {"passed": "✅ passed", "failed": "❌ failed", "error": "💥 error", "unsupported": "➖ unsupported"}
 
 
-def _number(value: float | None, form: str) -> str:
+def number(value: float | None, form: str) -> str:
+    """Return a figure in a format, or a dash where there is none."""
     return "–" if value is None else format(value, form)
 
 
@@ -37,14 +38,14 @@ def _summary_row(build: BuildReport) -> list[str]:
         build.id,
         _MARKS[build.status],
         build.container_type or "–",
-        _number(build.size_bytes / 1e6 if build.size_bytes else None, ".1f"),
-        _number(build.bits_per_weight, ".2f"),
-        _number(parity.mean_kld if parity else None, ".5f"),
-        _number(100 * parity.top1_agreement if parity else None, ".1f"),
-        _number(parity.perplexity / parity.reference_perplexity if parity else None, ".4f"),
-        _number(latency.prefill_tokens_per_second if latency else None, ".0f"),
-        _number(decode, ".1f"),
-        _number(ratio, ".2f"),
+        number(build.size_bytes / 1e6 if build.size_bytes else None, ".1f"),
+        number(build.bits_per_weight, ".2f"),
+        number(parity.mean_kld if parity else None, ".5f"),
+        number(100 * parity.top1_agreement if parity else None, ".1f"),
+        number(parity.perplexity / parity.reference_perplexity if parity else None, ".4f"),
+        number(latency.prefill_tokens_per_second if latency else None, ".0f"),
+        number(decode, ".1f"),
+        number(ratio, ".2f"),
     ]
 
 
@@ -70,7 +71,7 @@ def _details(build: BuildReport) -> list[str]:
     if build.artifact:
         lines += [f"Artifact: `{build.artifact}`", ""]
     if build.gates:
-        rows = [[g.metric, g.limit, _number(g.value, ".6g"), g.outcome, g.reason] for g in build.gates]
+        rows = [[g.metric, g.limit, number(g.value, ".6g"), g.outcome, g.reason] for g in build.gates]
         lines += [*_table(("gate", "limit", "value", "outcome", "reason"), rows), ""]
     noteworthy = [check for check in build.structure if check.outcome != "pass"]
     passed = len(build.structure) - len(noteworthy)

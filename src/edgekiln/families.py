@@ -27,7 +27,6 @@ class Family:
         qk_norm: Queries and keys are normalized per head.
         gguf_architecture: `general.architecture` in GGUF.
         genai_type: `model.type` in genai_config.json.
-        pre_tokenizer: llama.cpp's name of the pre-tokenizer that the family uses.
     """
 
     model_type: str
@@ -35,13 +34,12 @@ class Family:
     qk_norm: bool
     gguf_architecture: str
     genai_type: str
-    pre_tokenizer: str
 
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
-        "qwen2": Family("qwen2", True, False, "qwen2", "qwen2", "qwen2"),
-        "qwen3": Family("qwen3", False, True, "qwen3", "qwen3", "qwen2"),
+        "qwen2": Family("qwen2", True, False, "qwen2", "qwen2"),
+        "qwen3": Family("qwen3", False, True, "qwen3", "qwen3"),
     }
 )
 

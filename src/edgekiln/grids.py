@@ -8,10 +8,13 @@ speak of grids only, so that a new algorithm works with every container and a ne
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+#: `quant_type` of ONNX Runtime's MatMulBnb4, and of the kernel behind it, that means NF4 (0 is FP4).
+BNB4_NF4: Final = 1
 
 FloatDtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 
