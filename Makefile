@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: build test test-slow lint types clean
+.PHONY: build test test-slow lint types docs clean
 
 build: $(STAMP)
 	$(BIN)/edgekiln build
@@ -20,11 +20,20 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Checkers see nothing of an editable install, so what ships is installed beside the tree and checked there.
+# Checkers see nothing of an editable install, so what ships is installed beside the tree and checked there: as Linux,
+# Windows and macOS have it, and as the newest Python does.
 types: $(STAMP)
 	rm -rf build
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --upgrade --target build/typed .
-	MYPYPATH=build/typed $(BIN)/mypy -p edgekiln
+	for flags in "" "--platform win32" "--platform darwin" "--python-version 3.13"; do \
+	    echo "mypy $$flags"; \
+	    MYPYPATH=build/typed $(BIN)/mypy --cache-dir ".mypy_cache/$${flags##* }" $$flags -p edgekiln || exit 1; \
+	done
+
+# What is written from the code: the reference and the JSON Schemas.
+docs: $(STAMP)
+	$(BIN)/python -m edgekiln.reference_docs docs/reference
+	$(BIN)/edgekiln schema --all docs/schema
 
 $(STAMP): pyproject.toml constraints.txt setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekiln.checkpoint import Checkpoint
+from edgekiln.device import ANY_CPU, Device
+from edgekiln.errors import nearest
 from edgekiln.grids import FloatDtype, Grid, QuantizedRows
 from edgekiln.scheme import Scheme
 
@@ -53,12 +55,14 @@ class ExportPlan:
         scheme: What was asked.
         container_type: What the container holds, for reports: `Q4_0`, `MatMulNBits int4 g32 sym`.
         tensors: Every tensor, in the order in which it is written.
+        device: Where it is to run.
     """
 
     format: str
     scheme: Scheme
     container_type: str
     tensors: tuple[TensorPlan, ...]
+    device: Device = ANY_CPU
 
     @property
     def weights_bytes(self) -> int:
@@ -71,13 +75,26 @@ class Exporter(Protocol):
 
     #: Precisions that this container can hold, each with one line on what it means here.
     precisions: Mapping[str, str]
+    #: Execution providers that its artifacts run on, each with one line on what that means here.
+    providers: Mapping[str, str]
+    #: For a precision that it lacks, the one to use instead, where one comes near.
+    nearest: Mapping[str, str]
+    #: For a precision, the name of its form with an offset, where that is a precision of its own.
+    asymmetric: Mapping[str, str]
 
-    def plan(self, checkpoint: Checkpoint, scheme: Scheme) -> ExportPlan:
+    def unsupported(self, scheme: Scheme, device: Device) -> str | None:
+        """Return why this container cannot hold `scheme` for `device`, with the way out; None when it can.
+
+        Only tables are asked; what depends on a checkpoint, `plan` finds out.
+        """
+        ...
+
+    def plan(self, checkpoint: Checkpoint, scheme: Scheme, device: Device = ANY_CPU) -> ExportPlan:
         """Decide every tensor of the artifact from metadata alone: no weight is read, nothing is written.
 
         Raises:
             UsageError: The scheme contradicts itself or the shapes (a group size that does not divide).
-            UnsupportedError: This container cannot hold what is asked; the message names the nearest it can.
+            UnsupportedError: This container cannot hold what is asked, or not for this device; see `unsupported`.
         """
         ...
 
@@ -92,3 +109,28 @@ class Exporter(Protocol):
     def tool_versions(self) -> Mapping[str, str]:
         """Return name and version of every library that touches the bytes."""
         ...
+
+
+def unknown_provider(container: str, provider: str, providers: Mapping[str, str], refused: Mapping[str, str]) -> str:
+    """Return why a container is not made for `provider`.
+
+    Args:
+        container: The format's name, to begin a sentence with.
+        provider: One that is not in `providers`.
+        providers: Those that it is made for.
+        refused: Those known not to work, with the reason and the way out.
+    """
+    if provider in refused:
+        return f"{container} is not exported for {provider}: {refused[provider]}"
+    return f"{container} is not exported for {provider!r}, which it does not know; {nearest(provider, providers)}"
+
+
+def unknown_precision(
+    container: str, scheme: Scheme, precisions: Mapping[str, str], instead: Mapping[str, str]
+) -> str | None:
+    """Return which precision of `scheme` a container lacks and what to use, or None when it lacks none."""
+    for precision in (scheme.precision, scheme.embedding_precision, scheme.head_precision):
+        if precision is not None and precision not in precisions:
+            hint = f"use {instead[precision]}, the nearest it has" if precision in instead else None
+            return f"{container} does not hold {precision}; {hint or nearest(precision, precisions)}"
+    return None

@@ -9,26 +9,34 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from edgekiln.device import ANY_CPU, Device
+from edgekiln.exporters.onnx_providers import PROVIDERS
 from edgekiln.families import FAMILIES
 from edgekiln.model_config import ModelConfig
 
 
-def genai_config(config: ModelConfig, model_file: str) -> str:
+def genai_config(config: ModelConfig, model_file: str, device: Device = ANY_CPU) -> str:
     """Return the text of genai_config.json.
 
     Args:
         config: The checkpoint's configuration.
         model_file: Name of the ONNX file beside it.
+        device: Where it is to run. Its context length bounds `search.max_length`, for which the runtime allocates the
+            whole KV cache at once; `model.context_length` stays the model's.
     """
-    sampling = config.sampling
+    sampling, context = config.sampling, config.max_position_embeddings
+    provider = PROVIDERS[device.execution_provider]
+    providers = [{provider.genai_name: dict(provider.options)}] if provider.genai_name else []
+    positions = {} if provider.rotates_in_attention else {"position_ids": "position_ids"}
     decoder = {
-        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": providers},
         "filename": model_file,
         "head_size": config.head_dim,
         "hidden_size": config.hidden_size,
         "inputs": {
             "input_ids": "input_ids",
             "attention_mask": "attention_mask",
+            **positions,
             "past_key_names": "past_key_values.%d.key",
             "past_value_names": "past_key_values.%d.value",
         },
@@ -48,13 +56,13 @@ def genai_config(config: ModelConfig, model_file: str) -> str:
         "bos_token_id": config.bos_token_id,
         "eos_token_id": eos,
         "pad_token_id": pad,
-        "context_length": config.max_position_embeddings,
+        "context_length": context,
         "vocab_size": config.vocab_size,
         "decoder": decoder,
     }
     search = {
         "do_sample": sampling.do_sample,
-        "max_length": config.max_position_embeddings,
+        "max_length": min(context, device.context_length or context),
         "min_length": 0,
         "num_beams": 1,
         "num_return_sequences": 1,

@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekiln.checkpoint import Checkpoint
-from edgekiln.errors import CheckpointError, StepError
-from edgekiln.exporters.base import ExportPlan, Quantize, TensorPlan
+from edgekiln.device import ANY_CPU, Device
+from edgekiln.errors import CheckpointError, StepError, UnsupportedError
+from edgekiln.exporters.base import ExportPlan, Quantize, TensorPlan, unknown_precision, unknown_provider
 from edgekiln.exporters.gguf_header import TensorEntry, pack_header
 from edgekiln.exporters.gguf_metadata import add_general, add_hyper_parameters, add_sampling, add_tokenizer
 from edgekiln.exporters.gguf_mix import MIXES, Mix, check_group_size, choose, find_mix, tensor_bytes
@@ -32,6 +33,7 @@ from edgekiln.exporters.gguf_tokenizer import read_vocabulary
 from edgekiln.grids import BlockGrid, BlockRows, FloatDtype, Grid
 from edgekiln.safetensors import TensorInfo, TensorReader, widen
 from edgekiln.scheme import Scheme
+from edgekiln.tensors import NO_DEFECTS, Defects, count_defects
 
 FORMAT: Final = "gguf"
 #: ggml's name of each float type.
@@ -68,13 +70,11 @@ class _Chunk:
 
     Attributes:
         rows: Their bytes, uint8 [rows, bytes of a row]; rows of no bytes if they cannot be stored.
-        bad: Weights that are NaN or infinite.
-        overflowed: Finite weights beyond the float type of the file.
+        defects: Weights that cannot be stored.
     """
 
     rows: NDArray[np.uint8]
-    bad: int = 0
-    overflowed: int = 0
+    defects: Defects = NO_DEFECTS
 
 
 @functools.cache
@@ -106,7 +106,7 @@ def convert_rows(raw: NDArray[np.generic], source: str, target: FloatDtype) -> N
         return raw
     if target == "float16" and source == "BF16":
         return _bf16_to_f16().take(raw.view(np.uint16))
-    wide = widen(raw, source)  # type: ignore[arg-type]  # uint16, float16 or float32, as `source` says
+    wide = widen(raw, source)
     if target == "float32":
         return wide
     if target == "bfloat16":
@@ -115,14 +115,37 @@ def convert_rows(raw: NDArray[np.generic], source: str, target: FloatDtype) -> N
         return wide.astype(np.float16)
 
 
-def _not_finite(raw: NDArray[np.generic], dtype: str) -> int:
-    """Count NaN and infinity by the exponent bits, without widening."""
-    if dtype == "F32":
-        bits, exponent = raw.view(np.uint32), np.uint32(0x7F800000)
-    else:
-        bits, exponent = raw.view(np.uint16), np.uint16(0x7F80 if dtype == "BF16" else 0x7C00)  # type: ignore[assignment]
-    masked = bits & exponent
-    return int(np.count_nonzero(masked == exponent)) if masked.max() == exponent else 0
+#: llama.cpp's backends (the table in its README): each loads the same file and converts what it has no kernel for.
+_BACKENDS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "cpu": "the same file for every backend; Q4_0 is repacked for the processor when it is loaded",
+        "blas": "the same file; prompts are multiplied in float32 by BLAS",
+        "cann": "the same file, on Ascend NPUs; Q4_0, Q8_0 and F16 run there",
+        "cuda": "the same file, on NVIDIA GPUs",
+        "hexagon": "the same file, on Snapdragon's NPU, in progress in llama.cpp; Q4_0 and Q8_0 run there",
+        "hip": "the same file, on AMD GPUs",
+        "metal": "the same file, on Apple silicon",
+        "musa": "the same file, on Moore Threads GPUs",
+        "opencl": "the same file, on Adreno GPUs; Q4_0 and Q8_0 run fastest there",
+        "openvino": "the same file, on Intel CPUs, GPUs and NPUs, in progress in llama.cpp",
+        "rpc": "the same file, on the backends of other machines",
+        "sycl": "the same file, on Intel GPUs",
+        "vulkan": "the same file, on any GPU with Vulkan",
+        "webgpu": "the same file, on any GPU through WebGPU",
+        "zdnn": "the same file, on IBM Z and LinuxONE",
+        "zendnn": "the same file, on AMD processors",
+    }
+)
+#: Providers of ONNX Runtime that one may take for a backend.
+_REFUSED: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "coreml": "llama.cpp computes on Apple's GPUs through Metal; use metal",
+        "dml": "llama.cpp has no DirectML; use vulkan, or the onnx format",
+        "qnn": "llama.cpp reaches Snapdragon's NPU as hexagon and its GPU as opencl; use one of them",
+        "rocm": "llama.cpp reaches AMD's GPUs as hip; use that, or vulkan",
+        "vitisai": "llama.cpp has no backend for AMD's NPU; use vulkan or cpu",
+    }
+)
 
 
 class Gguf:
@@ -131,6 +154,9 @@ class Gguf:
     precisions: Mapping[str, str] = MappingProxyType(
         {name: f"{mix.label}: {mix.meaning}" for name, mix in MIXES.items()}
     )
+    providers: Mapping[str, str] = _BACKENDS
+    nearest: Mapping[str, str] = MappingProxyType({"nf4": "iq4_nl"})
+    asymmetric: Mapping[str, str] = MappingProxyType({"q4_0": "q4_1", "q5_0": "q5_1"})
 
     def __init__(self, threads: int | None = None, chunk_weights: int = 1 << 20) -> None:
         """Set how the work is divided; the file is the same whatever the two are.
@@ -142,14 +168,25 @@ class Gguf:
         self._threads = threads or min(os.cpu_count() or 1, _MAX_WORKERS)
         self._chunk_weights = chunk_weights
 
-    def plan(self, checkpoint: Checkpoint, scheme: Scheme) -> ExportPlan:
-        """Decide every tensor's type as llama.cpp's `llama_model_quantize` does.
+    def unsupported(self, scheme: Scheme, device: Device) -> str | None:
+        """Return why there is no such artifact for `device`, or None. See `Exporter.unsupported`."""
+        return self._no_backend(device) or unknown_precision("GGUF", scheme, self.precisions, self.nearest)
+
+    def _no_backend(self, device: Device) -> str | None:
+        if device.execution_provider in self.providers:
+            return None
+        return unknown_provider("GGUF", device.execution_provider, self.providers, _REFUSED)
+
+    def plan(self, checkpoint: Checkpoint, scheme: Scheme, device: Device = ANY_CPU) -> ExportPlan:
+        """Decide every tensor's type as llama.cpp's `llama_model_quantize` does; the device changes nothing.
 
         Raises:
             CheckpointError: The tokenizer is malformed.
-            UnsupportedError: GGUF has no such type (NF4), or llama.cpp no such tokenizer.
+            UnsupportedError: GGUF has no such type (NF4), or llama.cpp no such tokenizer or backend.
             UsageError: The scheme contradicts itself or the container.
         """
+        if reason := self._no_backend(device):
+            raise UnsupportedError(reason)
         mix = _mix(scheme)
         check_group_size(scheme.precision, scheme.group_size)
         check_group_size(scheme.embedding_precision or scheme.precision, scheme.embedding_group_size)
@@ -168,7 +205,7 @@ class Gguf:
                     note=choice.note,
                 )
             )
-        return ExportPlan(FORMAT, scheme, mix.label, tuple(tensors))
+        return ExportPlan(FORMAT, scheme, mix.label, tuple(tensors), device)
 
     def write(self, checkpoint: Checkpoint, plan: ExportPlan, directory: Path, quantize: Quantize) -> None:
         """Write the file, tensor by tensor in row chunks; memory does not grow with the model.
@@ -254,25 +291,16 @@ def _pad(file: BinaryIO) -> None:
 def _write_tensor(file: BinaryIO, tensor: TensorPlan, chunks: Iterator[tuple[str, _Chunk]]) -> None:
     """Write one tensor's chunks, of which `chunks` yields exactly its own next."""
     _pad(file)
-    left, bad, overflowed, rows = tensor.nbytes, 0, 0, 0
+    left, defects, rows = tensor.nbytes, NO_DEFECTS, 0
     while rows < int(np.prod(tensor.shape[:-1], dtype=np.int64)):
         name, chunk = next(chunks)
-        rows, bad, overflowed = rows + len(chunk.rows), bad + chunk.bad, overflowed + chunk.overflowed
+        rows, defects = rows + len(chunk.rows), defects + chunk.defects
         if name != tensor.name:
             raise StepError(f"chunks are out of order: {name} came where {tensor.name} was due")
-        if not bad:
+        if not defects:
             file.write(chunk.rows.data)
             left -= chunk.rows.nbytes
-    if bad:
-        raise StepError(
-            f"{tensor.sources[0]} has {bad} weights that are NaN or infinite; fetch the checkpoint again, "
-            "or look at how it was trained"
-        )
-    if overflowed:
-        raise StepError(
-            f"{tensor.sources[0]} has {overflowed} weights that overflow {_ggml_type(tensor.storage)}; "
-            "export at bf16 instead"
-        )
+    defects.require_none(tensor.sources[0], tensor.storage if isinstance(tensor.storage, str) else "float32")
     if left:
         raise StepError(
             f"{tensor.name} has {tensor.nbytes - left} bytes, not {tensor.nbytes} as planned; its quantizer is wrong"
@@ -282,14 +310,14 @@ def _write_tensor(file: BinaryIO, tensor: TensorPlan, chunks: Iterator[tuple[str
 def _make_chunk(reader: TensorReader, info: TensorInfo, rows: range, tensor: TensorPlan, quantize: Quantize) -> _Chunk:
     """Read rows and bring them into the form of the file."""
     raw = reader.raw_rows(info, rows.start, rows.stop)
-    if bad := _not_finite(raw, info.dtype):
-        return _Chunk(np.empty((len(rows), 0), np.uint8), bad=bad)
+    if defects := count_defects(raw, info.dtype):
+        return _Chunk(np.empty((len(rows), 0), np.uint8), defects)
     if isinstance(tensor.storage, str):
         converted = convert_rows(raw, info.dtype, tensor.storage)
-        overflowed = _not_finite(converted, _ggml_type(tensor.storage))
-        return _Chunk(np.ascontiguousarray(converted).view(np.uint8), overflowed=overflowed)
+        overflowed = Defects(overflowed=count_defects(converted, _ggml_type(tensor.storage)).infinite)
+        return _Chunk(np.ascontiguousarray(converted).view(np.uint8), overflowed)
     try:
-        quantized = quantize(widen(raw, info.dtype), tensor.storage)  # type: ignore[arg-type]
+        quantized = quantize(widen(raw, info.dtype), tensor.storage)
     except StepError as error:
         raise StepError(f"{info.name}: {error}") from None
     if not isinstance(quantized, BlockRows) or quantized.grid != tensor.storage:

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -21,17 +21,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekiln.checkpoint import TOKENIZER_FILES, Checkpoint
-from edgekiln.errors import UnsupportedError, UsageError, nearest
-from edgekiln.exporters.base import ExportPlan, Quantize, TensorPlan
+from edgekiln.device import ANY_CPU, Device
+from edgekiln.errors import StepError, UnsupportedError, UsageError
+from edgekiln.exporters.base import ExportPlan, Quantize, TensorPlan, unknown_precision, unknown_provider
 from edgekiln.exporters.genai_config import genai_config
 from edgekiln.exporters.onnx_layout import DATA_FILE, ROTARY_TABLES, Placed, Role, place, stored_bytes
+from edgekiln.exporters.onnx_providers import PROVIDERS, REFUSED, OnnxProvider
 from edgekiln.families import EMBEDDING, HEAD
-from edgekiln.grids import CodebookGrid, CodebookRows, FloatDtype, Grid, IntegerGrid, IntegerRows, QuantizedRows
+from edgekiln.grids import (
+    CodebookGrid,
+    CodebookRows,
+    FloatDtype,
+    Grid,
+    IntegerGrid,
+    IntegerRows,
+    QuantizedRows,
+    ScaleDtype,
+)
 from edgekiln.safetensors import TensorInfo, TensorReader
 from edgekiln.scheme import Scheme
-from edgekiln.tensors import require_finite, to_float16
+from edgekiln.tensors import NO_DEFECTS, Defects, count_defects, to_float16
 
 MODEL_FILE: Final = "model.onnx"
+_LITTLE_ENDIAN: Final = {"float16": "<f2", "float32": "<f4"}
 _CHUNK_WEIGHTS: Final = 1 << 20
 _GROUP_SIZES: Final = (16, 32, 64, 128, 256)
 _DEFAULT_GROUP: Final = {"int8": 32, "int4": 32, "nf4": 64}
@@ -45,48 +57,69 @@ class Onnx:
 
     precisions: Mapping[str, str] = MappingProxyType(
         {
-            "fp16": "float16 weights, computed in float32",
-            "int8": "MatMulNBits, 8 bits, a float32 scale per group (32)",
-            "int4": "MatMulNBits, 4 bits, a float32 scale per group (32)",
-            "nf4": "MatMulBnb4, a float32 absmax per block (64); embeddings and head int8",
+            "fp16": "float16 weights, computed in the device's activation type",
+            "int8": "MatMulNBits, 8 bits, a scale per group (32) in the device's activation type",
+            "int4": "MatMulNBits, 4 bits, a scale per group (32) in the device's activation type",
+            "nf4": "MatMulBnb4, an absmax per block (64) in the device's activation type; embeddings and head int8",
         }
     )
+    providers: Mapping[str, str] = MappingProxyType({name: entry.meaning for name, entry in PROVIDERS.items()})
+    nearest: Mapping[str, str] = MappingProxyType({})
+    asymmetric: Mapping[str, str] = MappingProxyType({})
 
-    def plan(self, checkpoint: Checkpoint, scheme: Scheme) -> ExportPlan:
-        """Decide every tensor from metadata alone. See `Exporter.plan`."""
-        body = self._storage(scheme.precision, scheme.group_size, symmetric=scheme.symmetric)
-        ends = _DEFAULT_ENDS[scheme.precision]
-        embedding = scheme.embedding_precision or scheme.head_precision or ends
-        head = scheme.head_precision or scheme.embedding_precision or ends
+    def unsupported(self, scheme: Scheme, device: Device) -> str | None:
+        """Return why there is no such artifact for `device`, or None. See `Exporter.unsupported`."""
+        name = device.execution_provider
+        if name not in PROVIDERS:
+            return unknown_provider("ONNX", name, self.providers, REFUSED)
+        if lacking := unknown_precision("ONNX", scheme, self.precisions, self.nearest):
+            return lacking
+        provider = PROVIDERS[name]
+        embedding, head = _ends(scheme, provider)
+        for precision in (scheme.precision, embedding, head):
+            if precision in provider.lacks:
+                return provider.lacks[precision]
         if embedding == "nf4":
-            raise UnsupportedError("ONNX Runtime has no operator that looks embeddings up in nf4; use int8 or int4")
+            return "ONNX Runtime has no operator that looks embeddings up in nf4; use int8 or int4"
+        if embedding != "fp16" and not provider.looks_up_codes:
+            return f"{name} has no operator that looks embeddings up in {embedding}; use fp16"
+        return None
+
+    def plan(self, checkpoint: Checkpoint, scheme: Scheme, device: Device = ANY_CPU) -> ExportPlan:
+        """Decide every tensor from metadata alone. See `Exporter.plan`."""
+        if reason := self.unsupported(scheme, device):
+            raise UnsupportedError(reason)
+        provider = PROVIDERS[device.execution_provider]
+        body = _storage(scheme.precision, scheme.group_size, scheme.symmetric, provider)
+        embedding, head = _ends(scheme, provider)
         tensors = []
-        for sources, name in _fusions(checkpoint):
+        for sources, name in _fusions(checkpoint, provider):
             infos = [checkpoint.tensors[source] for source in sources]
             wanted = {EMBEDDING: embedding, HEAD: head}.get(sources[0])
             storage: Grid | FloatDtype = body
             if len(infos[0].shape) == 1:
-                storage = "float32"
+                storage = provider.activations
             elif wanted is not None:
-                storage = self._end_storage(wanted, scheme)
+                storage = _end_storage(wanted, scheme, provider)
             tensors.append(_plan_tensor(name, sources, infos, storage))
         if checkpoint.config.tie_word_embeddings and embedding != head:
-            tensors.append(self._untied_head(checkpoint, head, scheme))
-        tensors.extend(_rotary_tables(checkpoint))
-        return ExportPlan("onnx", scheme, _container_type(body), tuple(tensors))
+            tensors.append(_untied_head(checkpoint, _end_storage(head, scheme, provider)))
+        tensors.extend(_rotary_tables(checkpoint, provider))
+        return ExportPlan("onnx", scheme, _container_type(body), tuple(tensors), device)
 
     def write(self, checkpoint: Checkpoint, plan: ExportPlan, directory: Path, quantize: Quantize) -> None:
         """Write model.onnx, its data, genai_config.json and the tokenizer files. See `Exporter.write`."""
         placed = place(plan.tensors)
-        computed = _write_graph(checkpoint, placed, directory)
+        computed = _write_graph(checkpoint, placed, PROVIDERS[plan.device.execution_provider], directory)
         with (directory / DATA_FILE).open("wb") as file, checkpoint.reader() as reader:
             for item in placed.values():
                 if not item.plan.sources:
-                    file.seek(item.parts["values"].offset)
-                    file.write(computed[item.plan.name].astype("<f4", copy=False).tobytes())
+                    part = item.parts["values"]
+                    file.seek(part.offset)
+                    file.write(computed[item.plan.name].astype(_LITTLE_ENDIAN[part.dtype], copy=False).tobytes())
                     continue
                 _write_tensor(file, item, [checkpoint.tensors[name] for name in item.plan.sources], reader, quantize)
-        text = genai_config(checkpoint.config, MODEL_FILE)
+        text = genai_config(checkpoint.config, MODEL_FILE, plan.device)
         (directory / "genai_config.json").write_text(text, encoding="utf-8", newline="\n")
         for name in TOKENIZER_FILES:
             if (checkpoint.directory / name).exists():
@@ -97,35 +130,46 @@ class Onnx:
         names = ("mobius-onnx", "numpy", "onnx", "onnx-ir", "onnxruntime", "torch", "transformers")
         return {name: version(name) for name in names}
 
-    def _storage(self, precision: str, group_size: int | None, *, symmetric: bool) -> Grid | FloatDtype:
-        """Return what a precision means in this container."""
-        if precision == "fp16":
-            if group_size is not None:
-                raise UsageError(f"fp16 has no groups; remove group_size {group_size}")
-            return "float16"
-        if precision not in self.precisions:
-            raise UnsupportedError(f"ONNX does not hold {precision!r}; {nearest(precision, self.precisions)}")
-        group_size = group_size or _DEFAULT_GROUP[precision]
-        if group_size not in _GROUP_SIZES:
-            raise UsageError(f"group_size {group_size} is none that ONNX Runtime has; choose one of {_GROUP_SIZES}")
-        if precision == "nf4":
-            if not symmetric:
-                raise UsageError("nf4 has no asymmetric form; remove the setting or use int4")
-            return CodebookGrid("nf4", group_size)
-        bits: Literal[4, 8] = 8 if precision == "int8" else 4
-        return IntegerGrid(bits, group_size, symmetric)
 
-    def _end_storage(self, precision: str, scheme: Scheme) -> Grid | FloatDtype:
-        """Return what embeddings or head lie in: by their own group size, else by that of the body if it is alike."""
-        inherited = scheme.group_size if precision == scheme.precision else None
-        group_size = None if precision == "fp16" else scheme.embedding_group_size or inherited
-        return self._storage(precision, group_size, symmetric=scheme.symmetric or precision == "nf4")
+def _ends(scheme: Scheme, provider: OnnxProvider) -> tuple[str, str]:
+    """Return the precisions of embeddings and head."""
+    usual = _DEFAULT_ENDS[scheme.precision]
+    head = scheme.head_precision or scheme.embedding_precision or usual
+    if not provider.looks_up_codes:
+        return scheme.embedding_precision or "fp16", scheme.head_precision or usual
+    return scheme.embedding_precision or scheme.head_precision or usual, head
 
-    def _untied_head(self, checkpoint: Checkpoint, head: str, scheme: Scheme) -> TensorPlan:
-        """Plan a second copy of a tied embedding, for a head of another precision."""
-        storage = self._end_storage(head, scheme)
-        tensor = _plan_tensor(HEAD, (EMBEDDING,), [checkpoint.tensors[EMBEDDING]], storage)
-        return replace(tensor, note="a copy of the tied embedding, since the head has a precision of its own")
+
+def _storage(
+    precision: str, group_size: int | None, symmetric: bool, provider: OnnxProvider
+) -> Grid | FloatDtype:  # fmt: skip
+    """Return what a precision means in this container."""
+    if precision == "fp16":
+        if group_size is not None:
+            raise UsageError(f"fp16 has no groups; remove group_size {group_size}")
+        return "float16"
+    group_size = group_size or _DEFAULT_GROUP[precision]
+    if group_size not in _GROUP_SIZES:
+        raise UsageError(f"group_size {group_size} is none that ONNX Runtime has; choose one of {_GROUP_SIZES}")
+    if precision == "nf4":
+        if not symmetric:
+            raise UsageError("nf4 has no asymmetric form; remove the setting or use int4")
+        return CodebookGrid("nf4", group_size, provider.activations)
+    bits: Literal[4, 8] = 8 if precision == "int8" else 4
+    return IntegerGrid(bits, group_size, symmetric, provider.activations)
+
+
+def _end_storage(precision: str, scheme: Scheme, provider: OnnxProvider) -> Grid | FloatDtype:
+    """Return what embeddings or head lie in: by their own group size, else by that of the body if it is alike."""
+    inherited = scheme.group_size if precision == scheme.precision else None
+    group_size = None if precision == "fp16" else scheme.embedding_group_size or inherited
+    return _storage(precision, group_size, scheme.symmetric or precision == "nf4", provider)
+
+
+def _untied_head(checkpoint: Checkpoint, storage: Grid | FloatDtype) -> TensorPlan:
+    """Plan a second copy of a tied embedding, for a head of another precision."""
+    tensor = _plan_tensor(HEAD, (EMBEDDING,), [checkpoint.tensors[EMBEDDING]], storage)
+    return replace(tensor, note="a copy of the tied embedding, since the head has a precision of its own")
 
 
 def _container_type(storage: Grid | FloatDtype) -> str:
@@ -138,9 +182,9 @@ def _container_type(storage: Grid | FloatDtype) -> str:
             return str(storage)
 
 
-def _fusions(checkpoint: Checkpoint) -> Iterator[tuple[tuple[str, ...], str]]:
+def _fusions(checkpoint: Checkpoint, provider: OnnxProvider) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield (sources, name in the artifact): query, key and value are one tensor where the graph packs them."""
-    packed = not checkpoint.family.qk_norm
+    packed = provider.rotates_in_attention and not checkpoint.family.qk_norm
     for source in checkpoint.tensors:
         if (packed and ".self_attn.k_proj." in source) or (packed and ".self_attn.v_proj." in source):
             continue
@@ -151,12 +195,12 @@ def _fusions(checkpoint: Checkpoint) -> Iterator[tuple[tuple[str, ...], str]]:
             yield (source,), source
 
 
-def _rotary_tables(checkpoint: Checkpoint) -> Iterator[TensorPlan]:
+def _rotary_tables(checkpoint: Checkpoint, provider: OnnxProvider) -> Iterator[TensorPlan]:
     """Yield the cosine and sine tables, which the graph computes from the configuration."""
     config = checkpoint.config
     shape = (config.max_position_embeddings, config.head_dim // 2)
     for name in ROTARY_TABLES:
-        yield TensorPlan(name, (), shape, "float32", stored_bytes("float32", shape))
+        yield TensorPlan(name, (), shape, provider.activations, stored_bytes(provider.activations, shape))
 
 
 def _plan_tensor(
@@ -171,30 +215,49 @@ def _plan_tensor(
     return TensorPlan(name, sources, shape, storage, stored_bytes(storage, shape))
 
 
-def _pack(name: str, rows: NDArray[np.float32], storage: Grid | FloatDtype, quantize: Quantize) -> dict[Role, bytes]:
-    """Return the bytes of a row chunk for each initializer of its tensor."""
-    require_finite(name, rows)
+@dataclass(frozen=True)
+class _Chunk:
+    """Rows of one tensor as they go into the file: bytes for each initializer, or none and what is wrong with them."""
+
+    pieces: Mapping[Role, bytes]
+    defects: Defects = NO_DEFECTS
+
+
+def _make_chunk(name: str, rows: NDArray[np.float32], storage: Grid | FloatDtype, quantize: Quantize) -> _Chunk:
+    """Bring rows of the checkpoint's tensor `name` into the form of the file."""
+    if defects := count_defects(rows, "F32"):
+        return _Chunk({}, defects)
     if storage == "float32":
-        return {"values": rows.astype("<f4", copy=False).tobytes()}
+        return _Chunk({"values": rows.astype("<f4", copy=False).tobytes()})
     if storage == "float16":
-        return {"values": to_float16(name, rows).astype("<f2", copy=False).tobytes()}
+        half = to_float16(rows)
+        overflowed = Defects(overflowed=count_defects(half, "F16").infinite)
+        return _Chunk({"values": half.astype("<f2", copy=False).tobytes()}, overflowed)
     if storage == "bfloat16":
-        raise TypeError("an ONNX file for the CPU holds no bfloat16")
-    return pack_rows(quantize(rows, storage))
+        raise TypeError("an ONNX file holds no bfloat16 here")
+    try:
+        return _Chunk(pack_rows(quantize(rows, storage)))
+    except StepError as error:
+        raise StepError(f"{name}: {error}") from None
 
 
 def pack_rows(quantized: QuantizedRows) -> dict[Role, bytes]:
     """Return the bytes of quantized rows for each initializer; nothing is rounded."""
     match quantized:
         case IntegerRows(grid, _, codes, scales, zero_points):
-            packed: dict[Role, bytes] = {"codes": codes.tobytes(), "scales": scales.astype("<f4", copy=False).tobytes()}
+            packed: dict[Role, bytes] = {"codes": codes.tobytes(), "scales": _scale_bytes(scales, grid.scale_dtype)}
             if zero_points is not None:
                 packed["zero_points"] = pack_zero_points(zero_points, grid.bits).tobytes()
             return packed
-        case CodebookRows(_, _, codes, absmax):
-            return {"codes": codes.tobytes(), "absmax": absmax.astype("<f4", copy=False).tobytes()}
+        case CodebookRows(grid, _, codes, absmax):
+            return {"codes": codes.tobytes(), "absmax": _scale_bytes(absmax, grid.scale_dtype)}
         case _:
             raise TypeError(f"an ONNX file does not hold {type(quantized).__name__}")
+
+
+def _scale_bytes(scales: NDArray[np.float32], dtype: ScaleDtype) -> bytes:
+    """Return scales, which the quantizer rounded to `dtype`, in that type."""
+    return scales.astype(_LITTLE_ENDIAN[dtype], copy=False).tobytes()
 
 
 def pack_zero_points(zero_points: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
@@ -218,37 +281,56 @@ def _chunks(infos: list[TensorInfo], weights: int) -> Iterator[tuple[TensorInfo,
 def _write_tensor(
     file: BinaryIO, item: Placed, infos: list[TensorInfo], reader: TensorReader, quantize: Quantize
 ) -> None:
-    """Stream one tensor: chunks are read and quantized by a few threads, and written in their order."""
-    positions = {part.role: part.offset for part in item.parts.values()}
+    """Stream one tensor: chunks are read and quantized by a few threads, and written in their order.
 
-    def work(chunk: tuple[TensorInfo, int, int]) -> dict[Role, bytes]:
+    Raises:
+        StepError: Some of its weights cannot be stored; all of them are counted before.
+    """
+    positions = {part.role: part.offset for part in item.parts.values()}
+    defects = {info.name: NO_DEFECTS for info in infos}
+    for name, chunk in _made_ahead(item, infos, reader, quantize):
+        defects[name] += chunk.defects
+        for role, data in chunk.pieces.items():
+            file.seek(positions[role])
+            file.write(data)
+            positions[role] += len(data)
+    for name, found in defects.items():
+        found.require_none(name, "float16")
+
+
+def _made_ahead(
+    item: Placed, infos: list[TensorInfo], reader: TensorReader, quantize: Quantize
+) -> Iterator[tuple[str, _Chunk]]:
+    """Yield the chunks of one tensor in order, a few of them being made ahead."""
+
+    def work(chunk: tuple[TensorInfo, int, int]) -> tuple[str, _Chunk]:
         info, start, stop = chunk
-        return _pack(info.name, reader.rows(info, start, stop), item.plan.storage, quantize)
+        return info.name, _make_chunk(info.name, reader.rows(info, start, stop), item.plan.storage, quantize)
 
     workers = min(4, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
         chunks = _chunks(infos, _CHUNK_WEIGHTS)
-        pending: list[Future[dict[Role, bytes]]] = [pool.submit(work, chunk) for chunk in islice(chunks, workers + 1)]
+        pending: list[Future[tuple[str, _Chunk]]] = [pool.submit(work, each) for each in islice(chunks, workers + 1)]
         while pending:
-            pieces = pending.pop(0).result()
+            made = pending.pop(0).result()
             pending.extend(pool.submit(work, chunk) for chunk in islice(chunks, 1))
-            for role, data in pieces.items():
-                file.seek(positions[role])
-                file.write(data)
-                positions[role] += len(data)
+            yield made
 
 
 def _write_graph(
-    checkpoint: Checkpoint, placed: Mapping[str, Placed], directory: Path
+    checkpoint: Checkpoint, placed: Mapping[str, Placed], provider: OnnxProvider, directory: Path
 ) -> dict[str, NDArray[np.float32]]:
     """Build the float graph, rewrite it onto the data file, and write model.onnx; return the computed tensors."""
     import onnx_ir as ir
 
     from edgekiln.exporters.onnx_graph import build_float_graph
+    from edgekiln.exporters.onnx_portable import make_portable
     from edgekiln.exporters.onnx_rewrite import Rewriter
 
-    model = build_float_graph(checkpoint.config)
-    computed = Rewriter(model.graph, placed).run()
+    model = build_float_graph(checkpoint.config, provider)
+    if provider.genai_name is not None:
+        make_portable(model)
+    computed = Rewriter(model.graph, placed, provider).run()
     model.producer_name, model.producer_version = "edgekiln", version("edgekiln")
     proto = ir.serde.serialize_model(model)
     (directory / MODEL_FILE).write_bytes(proto.SerializeToString(deterministic=True))

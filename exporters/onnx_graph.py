@@ -11,6 +11,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from edgekiln.errors import StepError
+from edgekiln.exporters.onnx_providers import PROVIDERS, OnnxProvider
 from edgekiln.model_config import ModelConfig
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 _NATIVE_FUNCTIONS = (("com.microsoft", "SkipSimplifiedLayerNormalization", ""),)
 
 
-def build_float_graph(config: ModelConfig) -> ir.Model:
-    """Return the decoder graph in float32 for ONNX Runtime's CPU provider; its weights have no values.
+def build_float_graph(config: ModelConfig, provider: OnnxProvider = PROVIDERS["cpu"]) -> ir.Model:
+    """Return the decoder graph for an execution provider, in its type of activations; its weights have no values.
 
     Raises:
         StepError: mobius made something else than one decoder.
@@ -35,10 +36,11 @@ def build_float_graph(config: ModelConfig) -> ir.Model:
     described = AutoConfig.for_model(config.model_type, **fields)
     architecture = dataclasses.replace(
         mobius.ArchitectureConfig.from_transformers(described),
-        dtype=ir.DataType.FLOAT,  # the checkpoint's own bf16 would make a graph that the CPU provider refuses
+        # The checkpoint's own bf16 would make a graph that the CPU provider refuses.
+        dtype=ir.DataType.FLOAT if provider.activations == "float32" else ir.DataType.FLOAT16,
     )
     module = mobius.registry.get(config.model_type)(architecture)
-    package = mobius.build_from_module(module, architecture, execution_provider="cpu")
+    package = mobius.build_from_module(module, architecture, execution_provider=provider.mobius_name)
     if list(package) != ["model"]:
         raise StepError(f"mobius built {sorted(package)} for {config.model_type}, where one decoder was expected")
     model: ir.Model = package["model"]

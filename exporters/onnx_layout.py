@@ -63,17 +63,17 @@ def parts_of(storage: Grid | FloatDtype, shape: tuple[int, ...]) -> tuple[Part, 
     match storage:
         case "float16" | "float32":
             return (Part("values", storage, shape),)
-        case IntegerGrid(bits, group_size, symmetric):
+        case IntegerGrid(bits, group_size, symmetric, scale_dtype):
             rows, columns = shape
             groups = columns // group_size
             codes = Part("codes", "uint8", (rows, groups, group_size * bits // 8))
-            scales = Part("scales", "float32", (rows, groups))
+            scales = Part("scales", scale_dtype, (rows, groups))
             if symmetric:
                 return codes, scales
             return codes, scales, Part("zero_points", "uint8", (rows, -(-groups * bits // 8)))
-        case CodebookGrid(_, group_size):
+        case CodebookGrid(_, group_size, scale_dtype):
             weights = math.prod(shape)
-            return Part("codes", "uint8", (weights // 2,)), Part("absmax", "float32", (weights // group_size,))
+            return Part("codes", "uint8", (weights // 2,)), Part("absmax", scale_dtype, (weights // group_size,))
         case _:
             raise TypeError(f"an ONNX file does not hold {storage}")
 

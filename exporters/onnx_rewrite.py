@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from edgekiln.errors import StepError
 from edgekiln.exporters.onnx_layout import DATA_FILE, Part, Placed
+from edgekiln.exporters.onnx_providers import PROVIDERS, OnnxProvider
 from edgekiln.families import EMBEDDING, HEAD
 from edgekiln.grids import BNB4_NF4, CodebookGrid, IntegerGrid
 
 _MS: Final = "com.microsoft"
-#: MatMulNBits quantizes its activations to int8 per group at this level, which the CPU kernels are made for.
-ACCURACY_LEVEL_INT8: Final = 4
 _DTYPES: Final = {"uint8": ir.DataType.UINT8, "float16": ir.DataType.FLOAT16, "float32": ir.DataType.FLOAT}
 
 
@@ -62,10 +61,15 @@ class Rewriter:
     Args:
         graph: The float graph.
         placed: Every planned tensor by name.
+        provider: What it is made for.
     """
 
-    def __init__(self, graph: ir.Graph, placed: Mapping[str, Placed]) -> None:
+    def __init__(
+        self, graph: ir.Graph, placed: Mapping[str, Placed], provider: OnnxProvider = PROVIDERS["cpu"]
+    ) -> None:
         self.graph = graph
+        self.accuracy_level = provider.accuracy_level
+        self.activations = _DTYPES[provider.activations]
         self.placed = placed
         self.weights = {name for name, value in graph.initializers.items() if value.const_value is None}
         self.by_sources = {item.plan.sources: item for item in placed.values() if item.plan.name != HEAD}
@@ -103,7 +107,7 @@ class Rewriter:
         """Turn a Concat of initializers into one initializer without a value, named by the plan."""
         item = self._find(tuple(str(value.name) for value in node.inputs if value is not None))
         (output,) = node.outputs
-        fused = ir.Value(name=item.plan.name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(item.plan.shape))
+        fused = ir.Value(name=item.plan.name, type=ir.TensorType(self.activations), shape=ir.Shape(item.plan.shape))
         self.graph.initializers[item.plan.name] = fused
         self.by_sources[(item.plan.name,)] = item
         self.weights.add(item.plan.name)
@@ -135,7 +139,7 @@ class Rewriter:
         attributes = {
             "K": columns,
             "N": rows,
-            "accuracy_level": ACCURACY_LEVEL_INT8,
+            "accuracy_level": self.accuracy_level,
             "bits": grid.bits,
             "block_size": grid.group_size,
         }
@@ -169,20 +173,20 @@ class Rewriter:
                     name=f"{item.plan.name}.GatherBlockQuantized",
                 )
                 _replace(self.graph, node, [gather])
-            case "float16":
+            case "float16" if self.activations == ir.DataType.FLOAT:
                 values = self._part(item, "values")
                 gather = ir.node("Gather", [values, indices], name=f"{item.plan.name}.Gather")
                 cast = ir.node("Cast", gather.outputs, {"to": int(ir.DataType.FLOAT)}, name=f"{item.plan.name}.Cast")
                 _replace(self.graph, node, [gather, cast])
-            case "float32":
+            case "float16" | "float32":
                 node.replace_input_with(0, self._part(item, "values"))
             case other:
                 raise StepError(f"{item.plan.name} cannot be looked up as {other}: no operator gathers from it")
 
     def _float_weight(self, item: Placed, before: ir.Node) -> ir.Value:
-        """Return the weight as float32, cast from float16 where it is stored so."""
+        """Return the weight in the type of the activations, cast from float16 where those are float32."""
         values = self._part(item, "values")
-        if item.plan.storage == "float32":
+        if values.dtype == self.activations:
             return values
         cast = ir.node("Cast", [values], {"to": int(ir.DataType.FLOAT)}, name=f"{item.plan.name}.MatMul.Cast")
         self.graph.insert_before(before, cast)
@@ -220,7 +224,7 @@ class Rewriter:
             if value.const_value is not None or not value.uses():
                 continue
             item = self._find((name,))
-            if len(item.plan.shape) != 1 or item.plan.storage != "float32":
+            if len(item.plan.shape) != 1 or not isinstance(item.plan.storage, str):
                 raise StepError(f"the graph uses {name} in a way that is not known for {item.plan.storage_name}")
             self._fill(value, item.parts["values"])
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from edgekiln import __version__
 from edgekiln.artifact import (
     CheckpointEntry,
+    DeviceEntry,
     Manifest,
     SchemeEntry,
     TensorEntry,
@@ -17,6 +19,7 @@ from edgekiln.artifact import (
     staged,
 )
 from edgekiln.checkpoint import EMBEDDED, Checkpoint
+from edgekiln.device import ANY_CPU, Device
 from edgekiln.errors import UsageError
 from edgekiln.exporters import EXPORTERS
 from edgekiln.exporters.base import ExportPlan
@@ -25,9 +28,9 @@ from edgekiln.quantizers import library_versions, quantize
 from edgekiln.scheme import Scheme
 
 
-def plan_export(checkpoint: Checkpoint, format_name: str, scheme: Scheme) -> ExportPlan:
+def plan_export(checkpoint: Checkpoint, format_name: str, scheme: Scheme, device: Device = ANY_CPU) -> ExportPlan:
     """Decide every tensor of an artifact from metadata alone. See `Exporter.plan`."""
-    return EXPORTERS[format_name].plan(checkpoint, scheme)
+    return EXPORTERS[format_name].plan(checkpoint, scheme, device)
 
 
 def write_artifact(checkpoint: Checkpoint, plan: ExportPlan, requested: str, directory: Path) -> Manifest:
@@ -50,6 +53,9 @@ def write_artifact(checkpoint: Checkpoint, plan: ExportPlan, requested: str, dir
         container_type=plan.container_type,
         checkpoint=_checkpoint_entry(checkpoint),
         scheme=_scheme_entry(plan.scheme, requested),
+        device=DeviceEntry(
+            execution_provider=plan.device.execution_provider, context_length=plan.device.context_length
+        ),
         tools={"edgekiln": __version__, **_sorted({**exporter.tool_versions(), **library_versions(grids)})},
         files=list_files(directory),
         tensors=tuple(
@@ -68,25 +74,26 @@ def write_artifact(checkpoint: Checkpoint, plan: ExportPlan, requested: str, dir
     return manifest
 
 
-def export(checkpoint: Checkpoint, format_name: str, scheme: Scheme, out: Path) -> Manifest:
+def export(checkpoint: Checkpoint, format_name: str, scheme: Scheme, out: Path, device: Device = ANY_CPU) -> Manifest:
     """Make one artifact at `out`; nothing is visible there before it is whole.
 
     Raises:
         UsageError: `out` exists, lies inside the checkpoint, or the scheme does not fit the shapes.
-        UnsupportedError: The container cannot hold what is asked.
+        UnsupportedError: The container cannot hold what is asked, or not for this device.
         StepError: The weights hold what cannot be exported.
         MachineError: The disk is full or cannot be written.
     """
     check_outside(out, checkpoint)
     check_destination(out)
-    plan = plan_export(checkpoint, format_name, scheme)
+    plan = plan_export(checkpoint, format_name, scheme, device)
     with staged(out) as directory:
         return write_artifact(checkpoint, plan, scheme.precision, directory)
 
 
 def check_outside(out: Path, checkpoint: Checkpoint) -> None:
     """Refuse a destination inside the checkpoint, which is never written to."""
-    if out.resolve().is_relative_to(checkpoint.directory.resolve()):
+    place, inside = (Path(os.path.realpath(path)) for path in (out, checkpoint.directory))  # resolve() raises on loops
+    if place.is_relative_to(inside):
         raise UsageError(f"{out} lies inside the checkpoint {checkpoint.directory}; choose another --out")
 
 

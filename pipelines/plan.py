@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
+from edgekiln.device import Device
 from edgekiln.errors import UsageError, nearest
+from edgekiln.host import physical_cores
 from edgekiln.pipelines.settings import (
+    DEFAULT,
     EffectiveSettings,
     assignments_layer,
     environment_layer,
@@ -30,14 +32,35 @@ from edgekiln.scheme import GENERIC_PRECISIONS, Scheme
 from edgekiln.validators.gates import Gate, combine, default_gates
 from edgekiln.yamlfile import Loc
 
-#: Precisions that each format holds: `{name: exporter.precisions for name, exporter in EXPORTERS.items()}`.
-Formats: TypeAlias = Mapping[str, Collection[str]]
 
-#: What to use where a container lacks a precision.
-_INSTEAD: Final[Mapping[tuple[str, str], str]] = MappingProxyType({("gguf", "nf4"): "iq4_nl"})
-#: GGUF names the form with a minimum per block as a type of its own.
-_ASYMMETRIC: Final[Mapping[str, str]] = MappingProxyType({"q4_0": "q4_1", "q5_0": "q5_1"})
-_OPTIONS: Final = ("group_size", "symmetric", "embedding_precision", "head_precision", "embedding_group_size")
+class Container(Protocol):
+    """What planning needs to know of an exporter; see `edgekiln.exporters.base.Exporter`."""
+
+    @property
+    def precisions(self) -> Mapping[str, str]:
+        """Precisions that it holds."""
+        ...
+
+    @property
+    def providers(self) -> Mapping[str, str]:
+        """Execution providers that its artifacts run on."""
+        ...
+
+    @property
+    def asymmetric(self) -> Mapping[str, str]:
+        """For a precision, the name of its form with an offset, where that is a precision of its own."""
+        ...
+
+    def unsupported(self, scheme: Scheme, device: Device) -> str | None:
+        """Return why it cannot hold a scheme for a device, with the way out; None when it can."""
+        ...
+
+
+#: By format: `edgekiln.exporters.EXPORTERS`.
+Formats: TypeAlias = Mapping[str, Container]
+
+#: The options of a scheme beside its precision.
+OPTIONS: Final = ("group_size", "symmetric", "embedding_precision", "head_precision", "embedding_group_size")
 _HASH_LENGTH: Final = 8
 
 
@@ -56,7 +79,9 @@ class Build:
         threads: Threads of the runtimes.
         context_length: Tokens of context to plan for; None for the model's own.
         unsupported: Why the build cannot be made; None when it can.
-        origins: Where each property came from, by name: `pipeline …`, `target …`, `default`.
+        origins: Where each property came from, by name: `file:line:column`, `target NAME (file:line:column)`,
+            `default`, a variable or a flag. Gates have an origin of their own.
+        gate_origins: The same of each gate, in their order.
     """
 
     id: str
@@ -70,6 +95,12 @@ class Build:
     context_length: int | None
     unsupported: str | None
     origins: Mapping[str, str]
+    gate_origins: tuple[str, ...] = ()
+
+    @property
+    def device(self) -> Device:
+        """Where the artifact is to run, as far as that decides what is written."""
+        return Device(self.target.execution_provider, self.context_length)
 
     @property
     def format(self) -> str:
@@ -99,15 +130,6 @@ class Plan:
     builds: tuple[Build, ...]
 
 
-def physical_cores() -> int:
-    """Return the physical cores that this process may use."""
-    import psutil
-
-    cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
-    return int(max(1, min(cores, allowed)))
-
-
 @dataclass(frozen=True)
 class _Cell:
     """One precision of one line of the pipeline file."""
@@ -130,7 +152,12 @@ class _Context:
     cores: int
 
     def where(self, loc: Loc, *, key: bool = False) -> str:
+        """Return the place of something in the pipeline file."""
         return self.pipeline.document.where(loc, key=key)
+
+    def at_target(self, target: Target, *loc: str | int, key: bool = True) -> str:
+        """Return the place of something in a target's profile."""
+        return f"target {target.name} ({self.targets.where(('targets', target.name, *loc), key=key)})"
 
 
 def _cells(pipeline: PipelineFile) -> Iterator[_Cell]:
@@ -140,6 +167,9 @@ def _cells(pipeline: PipelineFile) -> Iterator[_Cell]:
             yield _Cell(spec, spec.precision, loc, (*loc, "precision"))
         for position, precision in enumerate(spec.precisions):
             yield _Cell(spec, precision, loc, (*loc, "precisions", position))
+
+
+_Options: TypeAlias = Mapping[str, Any]
 
 
 def _check_names(context: _Context, cell: _Cell) -> None:
@@ -172,20 +202,20 @@ def _check_meanings(context: _Context) -> None:
                     raise UsageError(f"{where}: unknown precision {value!r}; {nearest(value, context.known)}")
 
 
-def _scheme(precision: str, meaning: Meaning | None, options: Mapping[str, object]) -> Scheme:
+def _scheme(container: Container | None, precision: str, meaning: Meaning | None, options: _Options) -> Scheme:
     """Return the effective scheme: the build's options over the target's meaning over the defaults."""
-    container = meaning.container if meaning and meaning.container else precision
-    given = {key: getattr(meaning, key) for key in _OPTIONS if meaning and getattr(meaning, key) is not None}
-    scheme = replace(Scheme(container), **{**given, **options})
-    if scheme.symmetric or container == precision:
+    name = meaning.container if meaning and meaning.container else precision
+    given = {key: getattr(meaning, key) for key in OPTIONS if meaning and getattr(meaning, key) is not None}
+    scheme = replace(Scheme(name), **{**given, **options})
+    if scheme.symmetric or name == precision or container is None:
         return scheme
-    return replace(scheme, precision=_ASYMMETRIC.get(container, container))
+    return replace(scheme, precision=container.asymmetric.get(name, name))
 
 
 def _build_id(target: str, precision: str, scheme: Scheme, plain: Scheme) -> str:
     """Return the name of a cell: target and precision, and a hash of the options where they are not the plain ones."""
     name = re.sub(r"[^a-z0-9.-]", "-", f"{target}-{precision}")
-    options = {key: getattr(scheme, key) for key in _OPTIONS if getattr(scheme, key) != getattr(plain, key)}
+    options = {key: getattr(scheme, key) for key in OPTIONS if getattr(scheme, key) != getattr(plain, key)}
     if not options:
         return name
     text = json.dumps(options, sort_keys=True, separators=(",", ":"))
@@ -197,66 +227,82 @@ def _unsupported(target: Target, requested: str, scheme: Scheme, formats: Format
     meaning = target.meaning(requested)
     if target.unsupported is not None:
         return target.unsupported
-    if target.execution_provider != "cpu":
-        return f"Edgekiln exports for the CPU so far, not for {target.execution_provider}; use a target on the cpu"
     if meaning is not None and meaning.unsupported is not None:
         return meaning.unsupported
-    held = formats.get(target.format)
-    if held is None:
+    container = formats.get(target.format)
+    if container is None:
         return f"no exporter writes {target.format}; {nearest(target.format, formats)}"
-    for precision in filter(None, (scheme.precision, scheme.embedding_precision, scheme.head_precision)):
-        if precision not in held:
-            instead = _INSTEAD.get((target.format, precision))
-            hint = f"use {instead}, the nearest it has" if instead else nearest(precision, held)
-            asked = "" if precision == requested else f" (for {requested})"
-            return f"{target.format} does not hold {precision}{asked}; {hint}"
-    return None
+    reason = container.unsupported(scheme, target.device)
+    if reason is None or scheme.precision == requested:
+        return reason
+    return f"{reason} ({target.name} makes {scheme.precision} of {requested})"
 
 
 def _origins(context: _Context, cell: _Cell, target: Target) -> Mapping[str, str]:
     """Return where the properties of a build come from."""
-    meaning, of_target, settings = target.meaning(cell.precision), f"target {target.name}", context.settings
-    origins = {"precision": of_target if meaning and meaning.container else context.where(cell.precision_loc)}
-    for option in _OPTIONS:
+    meaning, values, origins = target.meaning(cell.precision), context.settings.values, context.settings.origins
+    meant = ("precisions", cell.precision)
+    found = {"requested": context.where(cell.precision_loc), "target": context.where((*cell.loc, "target"))}
+    found["precision"] = found["requested"]
+    if meaning and meaning.container:
+        found["precision"] = context.at_target(target, *meant, "container")
+    for option in OPTIONS:
         if getattr(cell.spec, option) is not None:
-            origins[option] = context.where((*cell.loc, option), key=True)
+            found[option] = context.where((*cell.loc, option), key=True)
+        elif meaning and getattr(meaning, option) is not None:
+            found[option] = context.at_target(target, *meant, option)
         else:
-            origins[option] = of_target if meaning and getattr(meaning, option) is not None else "default"
-    if settings.values.threads is not None:
-        origins["threads"] = settings.origins["threads"]
-    else:
-        origins["threads"] = of_target if target.threads else "physical cores of this machine"
-    origins["context_length"] = of_target if target.context_length else "the model"
-    return MappingProxyType(origins)
+            found[option] = DEFAULT
+    for key in ("format", "runtime", "memory", "execution_provider"):
+        found[key] = context.at_target(target, key) if key in target.model_fields_set else DEFAULT
+    found["threads"] = context.at_target(target, "threads") if target.threads else "physical cores of this machine"
+    if values.threads is not None:
+        found["threads"] = origins["threads"]
+    found["context_length"] = context.at_target(target, "context_length") if target.context_length else "the model"
+    for key in ("allow_unsupported", "allow_not_measured"):
+        found[key] = context.where((*cell.loc, key), key=True) if key in cell.spec.model_fields_set else DEFAULT
+    return MappingProxyType(found)
 
 
-def _gates(context: _Context, cell: _Cell, target: Target, container: str) -> tuple[Gate, ...]:
-    """Return the gates of a build: the precision's defaults, the target's over them, the build's over those."""
+def _gates(context: _Context, cell: _Cell, target: Target, container: str) -> tuple[tuple[Gate, ...], tuple[str, ...]]:
+    """Return the gates of a build and where each comes from.
+
+    The target's replace the precision's defaults, and the build's those.
+    """
+    origins: dict[Gate, str] = {}
     of_target = [replace(gate, why=f"limit of target {target.name}") for gate in target.gates]
-    of_build = [
-        replace(gate, why=f"limit in {context.where((*cell.loc, 'gates', index))}")
-        for index, gate in enumerate(cell.spec.gates)
-    ]
-    return combine(default_gates(container), of_target, of_build)
+    for index, gate in enumerate(of_target):
+        origins[gate] = context.at_target(target, "gates", index, key=False)
+    of_build = []
+    for index, gate in enumerate(cell.spec.gates):
+        where = context.where((*cell.loc, "gates", index))
+        of_build.append(replace(gate, why=f"limit in {where}"))
+        origins[gate] = where
+    gates = combine(default_gates(container), of_target, of_build)
+    return gates, tuple(origins.get(gate, f"{DEFAULT} of {container}") for gate in gates)
 
 
 def _expand_cell(context: _Context, cell: _Cell) -> Build:
     target = context.targets.targets[cell.spec.target]
     meaning = target.meaning(cell.precision)
-    options = {key: value for key in _OPTIONS if (value := getattr(cell.spec, key)) is not None}
-    plain, scheme = _scheme(cell.precision, meaning, {}), _scheme(cell.precision, meaning, options)
+    options = {key: value for key in OPTIONS if (value := getattr(cell.spec, key)) is not None}
+    container = context.formats.get(target.format)
+    plain = _scheme(container, cell.precision, meaning, {})
+    scheme = _scheme(container, cell.precision, meaning, options)
+    gates, gate_origins = _gates(context, cell, target, scheme.precision)
     return Build(
         id=_build_id(target.name, cell.precision, scheme, plain),
         target=target,
         requested=cell.precision,
         scheme=scheme,
-        gates=_gates(context, cell, target, scheme.precision),
+        gates=gates,
         allow_unsupported=cell.spec.allow_unsupported,
         allow_not_measured=frozenset(cell.spec.allow_not_measured),
         threads=context.settings.values.threads or target.threads or context.cores,
         context_length=target.context_length,
         unsupported=_unsupported(target, cell.precision, scheme, context.formats),
         origins=_origins(context, cell, target),
+        gate_origins=gate_origins,
     )
 
 
@@ -287,13 +333,13 @@ def expand(
         pipeline: The matrix.
         targets: The device profiles that it refers to.
         settings: The effective settings.
-        formats: The precisions that each format's exporter holds.
+        formats: The exporters by format.
         only: Names of targets to build for; empty for all.
 
     Raises:
         UsageError: A target or precision is misspelt, a cell is given twice, or `only` selects nothing.
     """
-    known = frozenset(GENERIC_PRECISIONS).union(*formats.values())
+    known = frozenset(GENERIC_PRECISIONS).union(*(container.precisions for container in formats.values()))
     cores = settings.values.threads or physical_cores()
     context = _Context(pipeline, targets, settings, formats, known, cores)
     _check_meanings(context)
@@ -335,7 +381,7 @@ def make_plan(
 
     Args:
         pipeline: Path of a pipeline file or name of a shipped pipeline.
-        formats: The precisions that each format's exporter holds.
+        formats: The exporters by format.
         flags: Settings given as flags; None for those that were not.
         assignments: `KEY=VALUE` texts of `--set`.
         environment: The process's environment.

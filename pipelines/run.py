@@ -6,20 +6,21 @@ stop the others; what happened to each is in the report, and the gravest of it i
 
 from __future__ import annotations
 
+import platform
 import time
-from collections.abc import Mapping
+import traceback
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeAlias
 
 from edgekiln.artifact import Manifest, write_atomically
 from edgekiln.checkpoint import Checkpoint, open_checkpoint
 from edgekiln.console import Console
-from edgekiln.errors import EdgekilnError, ExitCode, MachineError, UnsupportedError, UsageError, worst
+from edgekiln.device import Device
+from edgekiln.errors import BugError, EdgekilnError, ExitCode, MachineError, UnsupportedError, UsageError, worst
 from edgekiln.exporters.base import ExportPlan
-from edgekiln.host import tool_versions
+from edgekiln.host import hardware_names, logical_cores, tool_versions
 from edgekiln.pipelines.export import check_outside, plan_export
 from edgekiln.pipelines.measure import Subject
 from edgekiln.pipelines.plan import Build, Plan
@@ -31,21 +32,13 @@ from edgekiln.pipelines.session import (
     describe_host,
     describe_protocol,
 )
-from edgekiln.pipelines.verdict import (
-    Timings,
-    check_reports,
-    flatten,
-    gate_reports,
-    judge_gates,
-    latency_report,
-    missing_reasons,
-    not_measured,
-    parity_report,
-    verdict,
-)
+from edgekiln.pipelines.settings import Settings
+from edgekiln.pipelines.targets import RUNTIMES
+from edgekiln.pipelines.verdict import UNTIMED, Findings, Timings, elsewhere, judged, stand_in_report
 from edgekiln.pipelines.workspace import workspace
 from edgekiln.steps import LocalStore
 from edgekiln.validators import RUNTIME_NAMES
+from edgekiln.validators.health import health_report
 from edgekiln.validators.kinds import identify
 from edgekiln.validators.markdown import render_markdown
 from edgekiln.validators.report import (
@@ -58,10 +51,6 @@ from edgekiln.validators.validate import ArtifactMetrics, Reference
 
 REPORT: Final = "report.json"
 REPORT_MARKDOWN: Final = "report.md"
-#: The Python package whose version a target's range speaks of.
-RUNTIME_PACKAGES: Final[Mapping[str, str]] = MappingProxyType(
-    {"onnxruntime-genai": "onnxruntime-genai", "llama.cpp": "llama-cpp-python", "foundry-local": "foundry-local-sdk"}
-)
 
 
 @dataclass
@@ -104,7 +93,7 @@ def _prepare(build: Build, checkpoint: Checkpoint) -> Cell:
     if cell.unsupported is not None:
         return cell
     try:
-        cell.plan = plan_export(checkpoint, build.format, build.scheme)
+        cell.plan = plan_export(checkpoint, build.format, build.scheme, build.device)
     except UnsupportedError as error:
         cell.unsupported = str(error)
         return cell
@@ -152,7 +141,7 @@ def run_plan(plan: Plan, console: Console) -> Outcome:
         MachineError: The output folder cannot be used.
     """
     settings = plan.settings.values
-    checkpoint = open_checkpoint(settings.checkpoint, offline=settings.offline)
+    checkpoint = open_checkpoint(settings.checkpoint, offline=settings.offline, listener=console)
     check_outside(settings.out, checkpoint)
     cells = prepare(plan, checkpoint)
     with workspace(settings.out) as scratch:
@@ -162,13 +151,13 @@ def run_plan(plan: Plan, console: Console) -> Outcome:
             stale.unlink(missing_ok=True)
         session = Session(checkpoint, settings, LocalStore(scratch), logs, console)
         living = [cell for cell in cells if cell.alive]
-        groups = {(BASELINE_FORMAT[cell.build.format], cell.build.threads) for cell in living}
+        groups = {_group(cell) for cell in living}
         console.expect(2 * len(living) + (1 + settings.repeats if living else 0) + len(groups) * (1 + settings.repeats))
         reference = _run_reference(session, living)
         for cell in living:
             _make(cell, session, reference)
         timings = _time_all(living, session, reference)
-        builds = tuple(_report(cell, timings.get(cell.build.id), settings.out) for cell in cells)
+        builds = tuple(_report(cell, timings.get(cell.build.id, UNTIMED), settings) for cell in cells)
         report = _assemble(plan, checkpoint, reference, session, builds)
         write_atomically(settings.out / REPORT, report.to_json())
         write_atomically(settings.out / REPORT_MARKDOWN, render_markdown(report))
@@ -199,27 +188,59 @@ def _make(cell: Cell, session: Session, reference: Reference | None) -> None:
             cell.artifact, cell.manifest = session.export(cell.plan, build.requested, publish_as=build.id)
         cell.export_seconds = time.monotonic() - begin
         with session.console.step(build.id, f"structure and parity in {RUNTIME_NAMES[build.format]}"):
-            cell.metrics = session.validate(build.id, cell.artifact, reference, build.threads)
+            cell.metrics = session.validate(build.id, cell.artifact, reference, _threads(build))
     except EdgekilnError as error:
         session.console.say(f"{build.id}: {error}")
         cell.error = error
     except OSError as error:
         cell.error = MachineError(f"{build.id}: {error}")
+    except Exception as error:  # noqa: BLE001 - a mistake of ours costs one build, not the report of the others
+        cell.error = _bug(error, session.log(build.id))
+
+
+def _bug(error: Exception, log: Path) -> BugError:
+    """Return what to say of an exception that nobody should have let pass; the traceback goes to the build's log."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        traceback.print_exception(error, file=file)
+    return BugError(f"a bug in Edgekiln: {type(error).__name__}: {error}; please file it with {log}")
 
 
 def _check_runtime(build: Build) -> None:
     """Refuse to judge for a runtime version that this machine does not have.
 
+    A stand-in has no version that the target could ask for.
+
     Raises:
-        MachineError: The installed runtime lies outside the target's range.
+        MachineError: The runtime is missing, or lies outside the target's range.
     """
-    package = RUNTIME_PACKAGES[build.target.runtime.name]
-    found = version(package)
-    if not build.target.runtime.accepts(found):
+    target = build.target
+    package = RUNTIMES[target.runtime.name].package
+    try:
+        found = version(package)
+    except PackageNotFoundError:
         raise MachineError(
-            f"target {build.target.name} wants {build.target.runtime.name} {build.target.runtime.version}, but this "
-            f"machine has {package} {found}; install one in that range or change the target"
+            f"target {target.name} is validated with {package}, which is not installed; install it with pip"
+        ) from None
+    if target.stand_in is None and not target.runtime.accepts(found):
+        raise MachineError(
+            f"target {target.name} wants {target.runtime.name} {target.runtime.version}, but this machine has "
+            f"{package} {found}; install one in that range or change the target"
         )
+
+
+#: What is timed in turn: it shares a container, its threads and the device that it was made for.
+_Group: TypeAlias = tuple[str, int, Device]
+
+
+def _threads(build: Build) -> int:
+    """Return the target's threads, or as many as this machine has: more would only wait for each other."""
+    return min(build.threads, logical_cores())
+
+
+def _group(cell: Cell) -> _Group:
+    build = cell.build
+    return BASELINE_FORMAT[build.format], _threads(build), build.device
 
 
 def _time_all(living: list[Cell], session: Session, reference: Reference | None) -> dict[str, Timings]:
@@ -229,11 +250,11 @@ def _time_all(living: list[Cell], session: Session, reference: Reference | None)
         return {}
     of_reference = session.time_reference(reference)
     timings: dict[str, Timings] = {}
-    groups: dict[tuple[str, int], list[Cell]] = {}
+    groups: dict[_Group, list[Cell]] = {}
     for cell in ready:
-        groups.setdefault((BASELINE_FORMAT[cell.build.format], cell.build.threads), []).append(cell)
-    for (container, threads), cells in groups.items():
-        baseline = session.baseline(container)
+        groups.setdefault(_group(cell), []).append(cell)
+    for (container, threads, device), cells in groups.items():
+        baseline = session.baseline(container, device)
         subjects = {
             cell.build.id: Subject(cell.build.format, identify(cell.artifact).path, session.log(cell.build.id))
             for cell in cells
@@ -248,7 +269,7 @@ def _time_all(living: list[Cell], session: Session, reference: Reference | None)
     return timings
 
 
-def _report(cell: Cell, timings: Timings | None, out: Path) -> BuildReport:
+def _report(cell: Cell, timings: Timings, settings: Settings) -> BuildReport:
     """Judge one build and describe it."""
     build = cell.build
     base = BuildReport(
@@ -260,35 +281,27 @@ def _report(cell: Cell, timings: Timings | None, out: Path) -> BuildReport:
         container_type=cell.plan.container_type if cell.plan else None,
         status="unsupported" if cell.plan is None else "error",
         reason=cell.unsupported or str(cell.error),
-        artifact=cell.artifact.relative_to(out).as_posix() if cell.artifact else None,
+        artifact=cell.artifact.relative_to(settings.out).as_posix() if cell.artifact else None,
         export_seconds=cell.export_seconds,
         notes=_notes(cell.plan) if cell.plan else (),
-        log=f"logs/{build.id}.log" if cell.artifact else None,
+        stand_in=stand_in_report(build.target),
+        log=f"logs/{build.id}.log" if cell.artifact or cell.error else None,
     )
     if cell.metrics is None:
-        return base
-    timings = timings or Timings(None, None, None)
+        return base.model_copy(update={"health": health_report(base)})
     if cell.error is None and isinstance(timings.artifact, EdgekilnError):
         cell.error = timings.artifact
-    metrics, checks = cell.metrics, check_reports(cell.metrics)
-    parity = parity_report(metrics, RUNTIME_NAMES[build.format])
-    values = flatten(metrics, parity, timings.artifact)
-    outcomes = judge_gates(build.gates, values, timings, missing_reasons(metrics, timings))
-    status, reason = verdict(checks, outcomes, build.allow_not_measured)
-    return base.model_copy(
-        update={
-            "status": status if cell.error is None else "error",
-            "reason": reason if cell.error is None else str(cell.error),
-            "size_bytes": metrics.size_bytes,
-            "weights_bytes": metrics.weights_bytes,
-            "bits_per_weight": metrics.bits_per_weight,
-            "structure": checks,
-            "parity": parity,
-            "latency": latency_report(timings, build.threads),
-            "gates": gate_reports(outcomes),
-            "not_measured": not_measured(metrics, timings),
-        }
+    findings = Findings(
+        metrics=cell.metrics,
+        timings=timings,
+        gates=build.gates,
+        threads=_threads(build),
+        max_spread=settings.max_spread,
+        allow_not_measured=build.allow_not_measured,
+        error=cell.error,
+        elsewhere=elsewhere(build.target, platform.machine(), hardware_names()),
     )
+    return judged(base, findings)
 
 
 def _notes(plan: ExportPlan) -> tuple[str, ...]:
@@ -306,6 +319,7 @@ def _notes(plan: ExportPlan) -> tuple[str, ...]:
 def _assemble(
     plan: Plan, checkpoint: Checkpoint, reference: Reference | None, session: Session, builds: tuple[BuildReport, ...]
 ) -> Report:
+    threads = {_threads(build) for build in plan.builds}
     return Report(
         checkpoint=describe_checkpoint(checkpoint, reference),
         tools=tool_versions(),
@@ -313,7 +327,7 @@ def _assemble(
         targets=TargetsReport(name=plan.targets.name, sha256=plan.targets.document.sha256),
         pipeline=plan.pipeline.spec.name,
         corpus=CorpusReport(**reference.corpus) if reference else None,
-        protocol=describe_protocol(session, reference, {build.threads for build in plan.builds}) if reference else None,
+        protocol=describe_protocol(session, reference, threads) if reference else None,
         builds=builds,
     )
 

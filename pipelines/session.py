@@ -15,12 +15,12 @@ from pydantic import TypeAdapter
 from edgekiln.artifact import MANIFEST, Manifest
 from edgekiln.checkpoint import Checkpoint
 from edgekiln.console import Console
+from edgekiln.device import ANY_CPU, Device
 from edgekiln.errors import EdgekilnError, ExitCode, UsageError
 from edgekiln.exporters.base import ExportPlan
-from edgekiln.host import logical_cores, memory_bytes, processor_name
+from edgekiln.host import logical_cores, memory_bytes, physical_cores, processor_name
 from edgekiln.pipelines.export import plan_export, write_artifact
-from edgekiln.pipelines.measure import Subject, Timing, time_alternating
-from edgekiln.pipelines.plan import physical_cores
+from edgekiln.pipelines.measure import Rounds, Subject, Timing, time_alternating
 from edgekiln.pipelines.settings import Settings
 from edgekiln.pipelines.workspace import publish
 from edgekiln.process import Limits
@@ -62,8 +62,8 @@ def make_protocol(settings: Settings, threads: int) -> MeasurementProtocol:
         threads=threads,
         context=max(
             settings.window,
-            settings.prefill_tokens + 1,
-            settings.decode_tokens + 1,
+            max(settings.prefill_tokens) + 1,
+            max(settings.decode_tokens) + 1,
             settings.greedy_tokens + _PROMPT_TOKENS,
         ),
     )
@@ -130,7 +130,12 @@ class Session:
             requested: Precision as the user named it.
             publish_as: A build's id: the artifact is moved to where it stays.
         """
-        parameters = {"format": plan.format, "scheme": dataclasses.asdict(plan.scheme), "requested": requested}
+        parameters = {
+            "format": plan.format,
+            "scheme": dataclasses.asdict(plan.scheme),
+            "device": dataclasses.asdict(plan.device),
+            "requested": requested,
+        }
 
         def run(directory: Path) -> None:
             write_artifact(self.checkpoint, plan, requested, directory)
@@ -158,23 +163,34 @@ class Session:
         return metrics.validate_json((path / _METRICS).read_bytes())
 
     def time(
-        self, group: str, subjects: Mapping[str, Subject], reference: Reference, threads: int
+        self,
+        group: str,
+        subjects: Mapping[str, Subject],
+        reference: Reference,
+        threads: int,
+        *,
+        until_quiet: bool = True,
     ) -> dict[str, Timing]:
-        """Return latencies, measured in turn."""
-        protocol = dataclasses.replace(self.protocol, threads=threads)
-        return time_alternating(subjects, reference, protocol, group=group, limits=self.limits, console=self.console)
+        """Return latencies, measured in turn; `until_quiet` adds rounds while they scatter."""
+        protocol, settings = dataclasses.replace(self.protocol, threads=threads), self.settings
+        most = max(settings.repeats, settings.max_repeats) if until_quiet else settings.repeats
+        rounds = Rounds(settings.repeats, most, settings.max_spread)
+        return time_alternating(
+            subjects, reference, protocol, rounds, group=group, limits=self.limits, console=self.console
+        )
 
     def time_reference(self, reference: Reference) -> Timing:
-        """Return the latency of the reference itself."""
-        subject = Subject("reference", self.checkpoint.directory, self.log("reference"))
-        return self.time("reference", {"reference": subject}, reference, self.threads)["reference"]
+        """Return the latency of the reference itself, which is no artifact: its scatter is not worth more rounds."""
+        subject = Subject("reference", self.checkpoint.directory, self.log("reference"), cold_load=False)
+        found = self.time("reference", {"reference": subject}, reference, self.threads, until_quiet=False)
+        return found["reference"]
 
-    def baseline(self, format_name: str) -> Subject | EdgekilnError:
-        """Return the fp16 artifact of the same container as something to time, or why there is none."""
+    def baseline(self, format_name: str, device: Device = ANY_CPU) -> Subject | EdgekilnError:
+        """Return the fp16 artifact of the same container and device as something to time, or why there is none."""
         container = BASELINE_FORMAT[format_name]
         name = f"fp16-{container}"
         try:
-            plan = plan_export(self.checkpoint, container, Scheme("fp16"))
+            plan = plan_export(self.checkpoint, container, Scheme("fp16"), device)
             with self.console.step(name, "exporting the baseline"):
                 path, _ = self.export(plan, "fp16")
         except EdgekilnError as error:
@@ -215,8 +231,11 @@ def describe_protocol(session: Session, reference: Reference, threads: set[int])
         threads=threads.pop() if len(threads) == 1 else None,
         repeats=protocol.processes,
         warmups=protocol.warmups,
-        prefill_tokens=protocol.prefill_tokens,
-        decode_tokens=protocol.decode_tokens,
+        prefill_tokens=protocol.prefill_tokens[0],
+        decode_tokens=protocol.decode_tokens[0],
+        prefill_lengths=protocol.prefill_tokens,
+        decode_lengths=protocol.decode_tokens,
+        max_spread=session.settings.max_spread,
         greedy_tokens=protocol.greedy_tokens,
         greedy_prompts=reference.greedy_prompts,
         reference=_REFERENCE,

@@ -36,6 +36,27 @@ def _path_or_value(value: object) -> object:
     return value if isinstance(value, Path) else parsed_by(_path, "a path")(value)
 
 
+def _lengths(value: object) -> object:
+    """Return one length or several: 128, [128, 256], or the text `128, 256` of --set."""
+    if isinstance(value, str):
+        return tuple(plain_scalar(part.strip()) for part in value.split(","))
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+_Length: TypeAlias = Annotated[int, Field(ge=1, le=131_072)]
+Lengths: TypeAlias = Annotated[
+    tuple[_Length, ...],
+    BeforeValidator(_lengths),
+    Field(min_length=1, max_length=16),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "maximum": 131_072},
+                {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 131_072}, "minItems": 1},
+            ]
+        }
+    ),
+]
 PathSetting: TypeAlias = Annotated[Path, BeforeValidator(_path_or_value), WithJsonSchema({"type": "string"})]
 
 
@@ -73,15 +94,33 @@ class Settings(Strict):
         default=3,
         ge=3,
         le=1000,
-        description="Processes per latency figure, one run each; the median counts.",
+        description="Rounds of latency measurements, each in fresh processes; the median counts.",
         examples=[5],
     )
-    warmups: int = Field(default=1, ge=0, le=100, description="Runs before measuring begins.", examples=[1])
-    prefill_tokens: int = Field(
-        default=128, ge=1, le=131_072, description="Prompt tokens of the prefill measurement.", examples=[512]
+    max_repeats: int = Field(
+        default=9,
+        ge=3,
+        le=1000,
+        description="Rounds at most: there are more than 'repeats' while speeds scatter by more than 'max_spread'.",
+        examples=[15],
     )
-    decode_tokens: int = Field(
-        default=64, ge=2, le=131_072, description="Generated tokens of the decode measurement.", examples=[128]
+    max_spread: float = Field(
+        default=0.15,
+        gt=0,
+        le=10,
+        description="Scatter of a speed (interquartile range over median) beyond which it counts as too noisy.",
+        examples=[0.1],
+    )
+    warmups: int = Field(default=1, ge=0, le=100, description="Runs before measuring begins.", examples=[1])
+    prefill_tokens: Lengths = Field(
+        default=(128, 32, 256),
+        description="Prompt lengths of the prefill measurement (pp); gates and time to first token use the first.",
+        examples=[512, [128, 512]],
+    )
+    decode_tokens: Lengths = Field(
+        default=(64, 16),
+        description="Numbers of generated tokens of the decode measurement (tg); gates use the first.",
+        examples=[128, [64, 256]],
     )
     greedy_tokens: int = Field(
         default=32, ge=1, le=131_072, description="Tokens decoded greedily and compared.", examples=[64]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self, TypeAlias
 
@@ -157,4 +157,6 @@ def load_pipeline(argument: str = "default") -> PipelineFile:
         is_path = path.name != argument or path.suffix in {".yaml", ".yml"} or path.is_file()
     except OSError as error:
         raise UsageError(f"{argument[:100]!r} is no usable file name: {error.strerror}") from None
-    return parse_pipeline(read_yaml(path if is_path else shipped(argument)))
+    if is_path:
+        return parse_pipeline(read_yaml(path))
+    return parse_pipeline(replace(read_yaml(shipped(argument)), name=f"{argument}.yaml"))

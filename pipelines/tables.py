@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import shutil
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
-from edgekiln.pipelines.plan import Build, Plan
-from edgekiln.pipelines.targets import Target, TargetsFile
+from edgekiln.errors import UsageError, nearest
+from edgekiln.pipelines.plan import OPTIONS, Build, Plan
+from edgekiln.pipelines.targets import Meaning, Target, TargetsFile
+from edgekiln.scheme import Scheme
+from edgekiln.table import table, table_width
 from edgekiln.units import format_size
 from edgekiln.validators.markdown import number
 from edgekiln.validators.report import BuildReport, Report
 
 _STYLES = {"passed": "green", "failed": "red", "error": "red", "unsupported": "yellow"}
-#: Width of tables where there is no terminal: no figure is ever cut off in a log.
-_LOG_WIDTH = 160
-
-
-def _table(columns: Sequence[tuple[str, bool]], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table; a column is a heading and whether it holds numbers."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    terminal = sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if terminal else _LOG_WIDTH
-    text = io.StringIO()
-    console = Console(
-        file=text, width=width, force_terminal=terminal, no_color="NO_COLOR" in os.environ or not terminal
-    )
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading, numeric in columns:
-        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
-    console.print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines())
 
 
 def _styled(status: str) -> object:
@@ -76,32 +54,49 @@ _RESULT_COLUMNS = (
 )
 
 
-def report_text(report: Report) -> str:
-    """Return one row per build, then the reason of each that did not pass."""
-    lines = [_table(_RESULT_COLUMNS, map(_result_row, report.builds))]
-    lines += [f"{build.id}: {build.status}: {build.reason}" for build in report.builds if build.reason]
+def _remarks(build: BuildReport) -> list[str]:
+    """Return one line per thing worth a word: its health and what to do."""
+    if build.health is None:
+        return [f"{build.id}: {build.status}: {build.reason}"] if build.reason else []
+    findings = build.health.findings or ((build.reason,) if build.reason else ())
+    return [f"{build.id}: {build.health.status}: {finding}" for finding in findings]
+
+
+def _tally(report: Report) -> str:
     passed = sum(build.status == "passed" for build in report.builds)
-    lines.append(f"{passed} of {len(report.builds)} builds passed.")
-    return "\n".join(lines)
+    counts = Counter(build.health.status for build in report.builds if build.health is not None)
+    healths = ", ".join(f"{counts[name]} {name}" for name in ("healthy", "degraded", "unhealthy") if counts[name])
+    return f"{passed} of {len(report.builds)} builds passed{f' ({healths})' if healths else ''}."
+
+
+def report_text(report: Report) -> str:
+    """Return one row per build, then what is worth a word about each, then how many passed."""
+    lines = [table(_RESULT_COLUMNS, map(_result_row, report.builds))]
+    for build in report.builds:
+        lines += _remarks(build)
+    return "\n".join([*lines, _tally(report)])
+
+
+def _options(scheme: Scheme) -> str:
+    options = (
+        f"group {scheme.group_size}" if scheme.group_size else "",
+        "" if scheme.symmetric else "asymmetric",
+        f"embeddings {scheme.embedding_precision}" if scheme.embedding_precision else "",
+        f"head {scheme.head_precision}" if scheme.head_precision else "",
+        f"embedding group {scheme.embedding_group_size}" if scheme.embedding_group_size else "",
+    )
+    return ", ".join(filter(None, options)) or "–"
 
 
 def _plan_row(build: Build, reason: str | None) -> list[object]:
-    options = [
-        f"group {build.scheme.group_size}" if build.scheme.group_size else "",
-        "" if build.scheme.symmetric else "asymmetric",
-        f"embeddings {build.scheme.embedding_precision}" if build.scheme.embedding_precision else "",
-        f"head {build.scheme.head_precision}" if build.scheme.head_precision else "",
-        f"embedding group {build.scheme.embedding_group_size}" if build.scheme.embedding_group_size else "",
-    ]
     return [
         build.id,
-        build.target.name,
         build.format,
-        build.requested,
+        _runtime(build.target),
         build.precision,
-        ", ".join(filter(None, options)) or "–",
+        _options(build.scheme),
         build.threads,
-        "cannot be built" if reason else "will be built",
+        "no" if reason else "yes",
     ]
 
 
@@ -115,16 +110,15 @@ def plan_text(plan: Plan, reasons: Mapping[str, str], note: str | None) -> str:
     """
     columns = (
         ("build", False),
-        ("target", False),
         ("format", False),
-        ("asked for", False),
+        ("runtime", False),
         ("precision", False),
         ("options", False),
         ("threads", True),
-        ("", False),
+        ("can be built", False),
     )
     settings = plan.settings
-    lines = [_table(columns, (_plan_row(build, reasons.get(build.id)) for build in plan.builds))]
+    lines = [table(columns, (_plan_row(build, reasons.get(build.id)) for build in plan.builds))]
     lines += [f"{name}: {reason}" for name, reason in reasons.items()]
     lines += [note] if note else []
     lines.append(f"Checkpoint: {settings.values.checkpoint} ({settings.origins['checkpoint']})")
@@ -135,64 +129,175 @@ def plan_text(plan: Plan, reasons: Mapping[str, str], note: str | None) -> str:
 
 def plan_json(plan: Plan, reasons: Mapping[str, str]) -> str:
     """Return the plan as JSON; `reasons` says why a build cannot be made."""
-    builds = [
-        {
-            "id": build.id,
-            "target": build.target.name,
-            "format": build.format,
-            "requested": build.requested,
-            "precision": build.precision,
-            "group_size": build.scheme.group_size,
-            "symmetric": build.scheme.symmetric,
-            "embedding_precision": build.scheme.embedding_precision,
-            "head_precision": build.scheme.head_precision,
-            "embedding_group_size": build.scheme.embedding_group_size,
-            "threads": build.threads,
-            "gates": [str(gate) for gate in build.gates],
-            "unsupported": reasons.get(build.id),
-            "allow_unsupported": build.allow_unsupported,
-            "origins": dict(build.origins),
-        }
-        for build in plan.builds
-    ]
-    settings = {
-        key: {"value": value, "origin": plan.settings.origins[key]}
-        for key, value in plan.settings.values.model_dump(mode="json").items()
+    from edgekiln.pipelines.plan_document import plan_document  # not needed by the table, which should come at once
+
+    return plan_document(plan, reasons).model_dump_json(indent=2, by_alias=True)
+
+
+def _shown(value: object) -> str:
+    """Return a value as the table of a build shows it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        value = ", ".join(map(str, value))
+    return "–" if value is None else str(value) or "–"
+
+
+def _properties(build: Build, plan: Plan) -> Iterator[tuple[str, str, str]]:
+    """Yield name, value and origin of everything that decides about a build."""
+    target, scheme = build.target, build.scheme
+    memory = None if target.memory is None else format_size(target.memory)
+    values: dict[str, object] = {
+        "target": target.name,
+        "format": build.format,
+        "runtime": f"{target.runtime.name} {target.runtime.version}",
+        "execution_provider": target.execution_provider,
+        "memory": memory,
+        "context_length": build.context_length,
+        "threads": build.threads,
+        "requested": build.requested,
+        "precision": build.precision,
+        "group_size": scheme.group_size,
+        "symmetric": scheme.symmetric,
+        "embedding_precision": scheme.embedding_precision,
+        "head_precision": scheme.head_precision,
+        "embedding_group_size": scheme.embedding_group_size,
+        "allow_unsupported": build.allow_unsupported,
+        "allow_not_measured": sorted(build.allow_not_measured),
     }
-    targets = {"name": plan.targets.name, "sha256": plan.targets.document.sha256}
-    document = {"schema": "edgekiln.plan/1", "targets": targets, "settings": settings, "builds": builds}
-    return json.dumps(document, indent=2)
+    for name, value in values.items():
+        yield name, _shown(value), build.origins[name]
+    for gate, origin in zip(build.gates, build.gate_origins, strict=True):
+        yield f"gate {gate.metric}", gate.limit_text, origin
+    for name, value in plan.settings.values.model_dump(mode="json").items():
+        if name != "threads":  # shown above, where the target may decide
+            yield f"setting {name}", _shown(value), plan.settings.origins[name]
+
+
+def build_text(plan: Plan, name: str, reasons: Mapping[str, str]) -> str:
+    """Return every effective property of a build, its value and where it came from.
+
+    Args:
+        plan: The expanded pipeline.
+        name: The build's id.
+        reasons: By build id, why it cannot be built.
+
+    Raises:
+        UsageError: There is no such build.
+    """
+    builds = {build.id: build for build in plan.builds}
+    if name not in builds:
+        raise UsageError(f"--explain {name!r} is no build of {plan.pipeline.document.name}; {nearest(name, builds)}")
+    build = builds[name]
+    lines = [f"{build.id}: {build.target.description}"]
+    lines.append(f"Cannot be built: {reasons[name]}" if name in reasons else "Can be built.")
+    if build.target.stand_in is not None and name not in reasons:
+        lines.append(f"Validation: {build.target.stand_in}.")
+    lines.append(table((("property", False), ("value", False), ("origin", False)), _properties(build, plan)))
+    lines += [f"{gate.metric} {gate.limit_text}: {gate.why}" for gate in build.gates]
+    return "\n".join(lines)
+
+
+#: From this width on the table of targets has a column for memory.
+_WIDE = 100
+
+
+def _runtime(target: Target, separator: str = ", ") -> str:
+    """Return runtime and execution provider, where that is not the CPU."""
+    provider = target.execution_provider
+    return target.runtime.name if provider == "cpu" else f"{target.runtime.name}{separator}{provider}"
 
 
 def targets_text(catalogue: TargetsFile) -> str:
-    """Return one row per device profile."""
+    """Return one row per device profile, as many columns as there is room for."""
+    wide = table_width() >= _WIDE
+    columns = [("target", False), ("runtime", False), *([("memory", True)] if wide else []), ("device", False)]
     rows = [
-        [t.name, t.format, f"{t.runtime.name} {t.runtime.version}", t.execution_provider, t.description]
-        for t in catalogue.targets.values()
+        [
+            target.name,
+            _runtime(target, ", " if wide else ",\n"),
+            *([format_size(target.memory) if target.memory else "–"] if wide else []),
+            f"{target.description}{' (unsupported)' if target.unsupported else ''}",
+        ]
+        for target in catalogue.targets.values()
     ]
-    columns = (("target", False), ("format", False), ("runtime", False), ("provider", False), ("description", False))
-    return f"{_table(columns, rows)}\nFrom {catalogue.name}"
+    return f"{table(columns, rows)}\nFrom {catalogue.name}"
+
+
+#: Texts are never wider, since long lines are hard to read.
+_TEXT_WIDTH = 120
+_KEY_WIDTH = 14
+
+
+def _entry(key: str, value: str, *details: str | None) -> str:
+    """Return a key with its value and, below it, what there is to say of it, wrapped to the terminal."""
+    width, indent = min(table_width(), _TEXT_WIDTH), " " * _KEY_WIDTH
+    starts = [(f"  {key:<{_KEY_WIDTH - 2}}", value), *((indent, detail) for detail in details if detail)]
+    return "\n".join(
+        textwrap.fill(
+            text,
+            width,
+            initial_indent=start,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for start, text in starts
+    )
+
+
+def _source(target: Target, figure: str) -> tuple[str | None, ...]:
+    """Return what is known of a figure's origin: how it follows, the document, its address."""
+    source = next((source for key, source in target.sources.items() if key == figure), None)
+    return () if source is None else (source.why, f"Source: {source.title}", source.url)
+
+
+def _figures(target: Target) -> Iterator[str]:
+    """Yield the figures of a profile with their sources."""
+    hardware, context = target.hardware, target.context_length
+    machine = f"{hardware.machine}: {' or '.join(hardware.processor)}" if hardware else "any machine"
+    memory = "not given" if target.memory is None else format_size(target.memory)
+    verified = f"{target.verified.date}, {target.verified.report}" if target.verified else "never on the device itself"
+    yield _entry("verified", verified)
+    yield _entry("validation", target.stand_in or "the runtime itself, on this machine's CPU")
+    yield _entry("format", target.format)
+    yield _entry("runtime", f"{target.runtime.facts.title} {target.runtime.version}", *_source(target, "runtime"))
+    yield _entry("provider", target.execution_provider, *_source(target, "execution_provider"))
+    yield _entry("hardware", machine, *_source(target, "hardware"))
+    yield _entry("memory", memory, *_source(target, "memory"))
+    yield _entry("threads", str(target.threads or "all physical cores"), *_source(target, "threads"))
+    tokens = f"{context:,} tokens" if context else "as long as the model allows"
+    yield _entry("context", tokens, *_source(target, "context_length"))
+
+
+def _meaning(meaning: Meaning, name: str) -> str:
+    """Return what a precision means on a target, in one line."""
+    if meaning.unsupported is not None:
+        return f"unsupported: {meaning.unsupported}"
+    given = {key: value for key in OPTIONS if (value := getattr(meaning, key)) is not None}
+    scheme = replace(Scheme(meaning.container or name), **given)
+    options = _options(scheme)
+    return scheme.precision if options == "–" else f"{scheme.precision}, {options}"
 
 
 def target_text(target: Target) -> str:
-    """Return one device profile with the reason for each of its precisions."""
-    memory = "not given" if target.memory is None else format_size(target.memory)
-    lines = [
-        f"{target.name}: {target.description}",
-        f"  format     {target.format}",
-        f"  runtime    {target.runtime.name} {target.runtime.version} on {target.execution_provider}",
-        f"  memory     {memory}",
-        f"  threads    {target.threads or 'all physical cores'}",
-        f"  context    {target.context_length or 'as long as the model allows'}",
-    ]
+    """Return one device profile: every figure with its source, and what each precision means with the reason."""
+    lines = [f"{target.name}: {target.description}"]
+    if target.unsupported is not None:
+        lines.append(_entry("unsupported", target.unsupported, *_source(target, "unsupported")))
+    lines += _figures(target)
     for name, meaning in target.precisions.items():
-        lines.append(f"  {name:<10} {meaning.unsupported or meaning.container or name}: {meaning.why}")
-    return "\n".join([*lines, *(f"  gate       {gate}" for gate in target.gates)])
+        lines.append(_entry(name, _meaning(meaning, name), meaning.why, *_source(target, name)))
+    if target.gates:
+        lines.append(_entry("gates", ", ".join(map(str, target.gates)), *_source(target, "gates")))
+    return "\n".join(lines)
 
 
 def targets_json(targets: Sequence[Target]) -> str:
     """Return device profiles as JSON."""
-    entries = [target.model_dump(mode="json", exclude={"gates"}) for target in targets]
+    entries = [target.model_dump(mode="json", exclude={"gates", "extends"}) for target in targets]
     for entry, target in zip(entries, targets, strict=True):
         entry["gates"] = [str(gate) for gate in target.gates]
-    return json.dumps(entries, indent=2)
+        entry["verified"] = entry["verified"] or "never"
+        entry["stand_in"] = target.stand_in
+    return json.dumps(entries, indent=2, ensure_ascii=False)

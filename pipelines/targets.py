@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, TypeAlias
@@ -13,22 +14,75 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, StringConstraints, WithJsonSchema
 
+from edgekiln.device import Device
 from edgekiln.errors import UsageError, nearest
 from edgekiln.pipelines.settings import Settings
 from edgekiln.pipelines.shipped import CATALOGUE, shipped
 from edgekiln.units import parse_size
 from edgekiln.validators.gates import Gate, parse_gate
-from edgekiln.yamlfile import Document, Strict, Text, parsed_by, read_yaml, source_text, validate
+from edgekiln.yamlfile import (
+    Document,
+    Loc,
+    Strict,
+    Text,
+    check_part,
+    extended,
+    parsed_by,
+    read_yaml,
+    source_text,
+    validate,
+)
 
 SCHEMA: Final = "edgekiln.targets/1"
 Format: TypeAlias = Literal["onnx", "gguf", "foundry-local"]
-Runtime: TypeAlias = Literal["onnxruntime-genai", "llama.cpp", "foundry-local"]
+Runtime: TypeAlias = Literal["onnxruntime-genai", "onnxruntime-web", "llama.cpp", "openvino-genai", "foundry-local"]
 Generic: TypeAlias = Literal["fp16", "int8", "int4", "nf4"]
+Machine: TypeAlias = Literal["aarch64", "arm64", "x86_64"]
+Figure: TypeAlias = Literal[
+    "hardware",
+    "runtime",
+    "execution_provider",
+    "memory",
+    "threads",
+    "context_length",
+    "fp16",
+    "int8",
+    "int4",
+    "nf4",
+    "gates",
+    "unsupported",
+]
 
-#: Which runtimes load which format.
-RUNTIMES: Final[Mapping[Format, tuple[Runtime, ...]]] = MappingProxyType(
-    {"onnx": ("onnxruntime-genai",), "gguf": ("llama.cpp",), "foundry-local": ("foundry-local",)}
+
+@dataclass(frozen=True)
+class RuntimeFacts:
+    """What Edgekiln knows of a runtime that a target may name.
+
+    Attributes:
+        title: Its name for people.
+        formats: What it loads.
+        package: The Python package that runs its artifacts on this machine.
+        stand_in: The runtime whose package that is, where it is another; the version range then speaks of the
+            runtime's own versions, which nothing here can check.
+    """
+
+    title: str
+    formats: tuple[Format, ...]
+    package: str
+    stand_in: Runtime | None = None
+
+
+RUNTIMES: Final[Mapping[Runtime, RuntimeFacts]] = MappingProxyType(
+    {
+        "onnxruntime-genai": RuntimeFacts("ONNX Runtime GenAI", ("onnx",), "onnxruntime-genai"),
+        "onnxruntime-web": RuntimeFacts("ONNX Runtime Web", ("onnx",), "onnxruntime-genai", "onnxruntime-genai"),
+        "llama.cpp": RuntimeFacts("llama.cpp", ("gguf",), "llama-cpp-python"),
+        "openvino-genai": RuntimeFacts("OpenVINO GenAI", ("gguf",), "llama-cpp-python", "llama.cpp"),
+        "foundry-local": RuntimeFacts("Foundry Local", ("foundry-local",), "foundry-local-sdk"),
+    }
 )
+#: Names that systems give one and the same instruction set.
+_SAME_MACHINE: Final[Mapping[str, str]] = MappingProxyType({"arm64": "aarch64", "amd64": "x86_64"})
 #: Names that Windows reserves, with any extension.
 _RESERVED: Final = frozenset(
     {"con", "prn", "aux", "nul"} | {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}
@@ -60,6 +114,23 @@ def _parse_range(text: str) -> str:
         raise UsageError(f"{text!r} is no version range; write one like '>=0.18,<0.19' (PEP 440)") from None
 
 
+def _date(text: str) -> str:
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise UsageError(f"{text[:40]!r} is no date; write one like 2026-11-22") from None
+
+
+def _never(value: object) -> object:
+    """Return None for the word `never`; anything else is for the schema to judge."""
+    if value == "never":
+        return None
+    if not isinstance(value, dict):
+        wanted = "verified is either never or has a date and a report, like {date: 2026-11-22, report: …}"
+        raise ValueError(wanted)  # noqa: TRY004 - pydantic locates these
+    return value
+
+
 #: A precision as written; `Q4_K_M` and `q4_k_m` are the same.
 Precision: TypeAlias = Annotated[str, BeforeValidator(_lower), StringConstraints(min_length=1, max_length=40)]
 TargetName: TypeAlias = Annotated[
@@ -89,9 +160,15 @@ class RuntimeSpec(Strict):
     name: Runtime = Field(description="The runtime.", examples=["onnxruntime-genai", "llama.cpp"])
     version: VersionRange = Field(
         description="Versions that the artifact must work with, as a PEP 440 range of the runtime's Python package "
-        "(onnxruntime-genai, llama-cpp-python, foundry-local-sdk).",
+        "(onnxruntime-genai, llama-cpp-python, foundry-local-sdk); of the runtime itself where it has none "
+        "(onnxruntime-web, openvino-genai).",
         examples=[">=0.18,<0.19"],
     )
+
+    @property
+    def facts(self) -> RuntimeFacts:
+        """What Edgekiln knows of the runtime."""
+        return RUNTIMES[self.name]
 
     def accepts(self, version: str) -> bool:
         """Tell whether a version, pre-releases included, lies in the range; what is no version does not."""
@@ -137,9 +214,64 @@ class Meaning(Strict):
     )
 
 
+class Hardware(Strict):
+    """Which machine the target is, so that absolute limits on speed and memory are judged on it alone."""
+
+    machine: Machine = Field(
+        description="Instruction set; aarch64 and arm64 are the same.", examples=["aarch64", "x86_64"]
+    )
+    processor: tuple[Text, ...] = Field(
+        min_length=1,
+        description="Texts of which one is part of the machine's name as the system gives it: the processor's model "
+        "name, or the board's; case does not matter.",
+        examples=[["Raspberry Pi 5"], ["Apple M4"]],
+    )
+
+
+class Source(Strict):
+    """Where a figure comes from."""
+
+    title: Text = Field(
+        min_length=1,
+        description="The document: a specification, the runtime's documentation, or a measurement.",
+        examples=["ONNX Runtime: Working with Large Models"],
+    )
+    url: Text | None = Field(
+        default=None,
+        pattern=r"^https?://[^\s]+$",
+        description="Its address; without it the title says where to look.",
+        examples=["https://onnxruntime.ai/docs/tutorials/web/large-models.html"],
+    )
+    why: Text | None = Field(
+        default=None,
+        min_length=1,
+        description="What the document says, and how the figure follows from it.",
+        examples=["8 GB in all; half of it, since the system and the application need the rest"],
+    )
+
+
+class Verified(Strict):
+    """When artifacts for the target ran on the device itself, and where that is shown."""
+
+    date: Annotated[
+        str,
+        PlainValidator(parsed_by(_date, "a date like 2026-11-22")),
+        WithJsonSchema({"type": "string", "format": "date"}),
+    ] = Field(description="The day.", examples=["2026-11-22"])
+    report: Text = Field(
+        min_length=1, description="Path or address of the report that shows it.", examples=["docs/reports/pi-5.json"]
+    )
+
+
 class TargetSpec(Strict):
     """One device profile, as the file has it under its name."""
 
+    extends: Text | None = Field(
+        default=None,
+        description="Name of a target or template whose keys hold where this one has none of its own; mappings are "
+        "merged key by key, lists and scalars replaced.",
+        examples=["arm-phone"],
+    )
     description: Text = Field(
         min_length=1, description="The device, in one line.", examples=["Raspberry Pi 5, 8 GB, Raspberry Pi OS"]
     )
@@ -150,8 +282,13 @@ class TargetSpec(Strict):
     execution_provider: Text = Field(
         default="cpu",
         pattern=r"^[a-z][a-z0-9-]{0,31}$",
-        description="Where the runtime computes; artifacts are validated here on the CPU.",
-        examples=["cpu", "cuda", "webgpu", "qnn"],
+        description="Where the runtime computes on the device: cpu, or what the format's exporter serves beside it.",
+        examples=["cpu", "cuda", "webgpu", "metal"],
+    )
+    hardware: Hardware | None = Field(
+        default=None,
+        description="The machine that this target is; without it any machine is, as for generic targets.",
+        examples=[{"machine": "aarch64", "processor": ["Raspberry Pi 5"]}],
     )
     memory: Size | None = Field(
         default=None, description="Memory that the model may take on the device.", examples=["4 GiB"]
@@ -176,6 +313,35 @@ class TargetSpec(Strict):
         description="Limits for every build for this target; each replaces the default for the same metric.",
         examples=[["decode_tokens_per_second >= 0.9 * fp16_artifact", "size_bytes <= 350 MB"]],
     )
+    sources: Mapping[Figure, Source] = Field(
+        default_factory=dict,
+        description="Where the figures come from, by the key that has them.",
+        examples=[{"memory": {"title": "Raspberry Pi 5 product brief", "why": "half of 8 GB"}}],
+    )
+    verified: Annotated[
+        Verified | None,
+        BeforeValidator(_never),
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {"const": "never"},
+                    {
+                        "type": "object",
+                        "additionalProperties": False,
+                        "properties": {
+                            name: {"type": "string", "description": field.description, "examples": field.examples}
+                            for name, field in Verified.model_fields.items()
+                        },
+                        "required": list(Verified.model_fields),
+                    },
+                ]
+            }
+        ),
+    ] = Field(
+        default=None,
+        description="never, or the day on which artifacts ran on the device itself and the report that shows it.",
+        examples=["never", {"date": "2026-11-22", "report": "docs/reports/pi-5.json"}],
+    )
     unsupported: Text | None = Field(
         default=None,
         min_length=1,
@@ -193,6 +359,36 @@ class Target(TargetSpec):
 
     name: str
 
+    @property
+    def device(self) -> Device:
+        """What an exporter needs to know of the target."""
+        return Device(self.execution_provider, self.context_length)
+
+    @property
+    def stand_in(self) -> str | None:
+        """What validates here in place of what runs on the device; None where it is the same."""
+        facts = self.runtime.facts
+        here = RUNTIMES[facts.stand_in].title if facts.stand_in else facts.title
+        if facts.stand_in is None and self.execution_provider == "cpu":
+            return None
+        return f"{here} on this machine's CPU stands in for {facts.title} on {self.execution_provider}"
+
+    def is_this_machine(self, machine: str, processor: str) -> bool:
+        """Tell whether a machine is the target, so that absolute speeds measured on it count.
+
+        It never is where another runtime or provider stands in for the target's.
+
+        Args:
+            machine: Instruction set, as `platform.machine()` gives it.
+            processor: Names of processor and board, as `edgekiln.host.hardware_names` gives them.
+        """
+        if self.stand_in is not None:
+            return False
+        if self.hardware is None:
+            return True
+        wanted, found = (_SAME_MACHINE.get(name.lower(), name.lower()) for name in (self.hardware.machine, machine))
+        return wanted == found and any(text.lower() in processor.lower() for text in self.hardware.processor)
+
 
 class TargetsSpec(Strict):
     """A targets file: the devices that artifacts are made for."""
@@ -209,6 +405,11 @@ class TargetsSpec(Strict):
         default=None,
         description="Anything; a place for YAML anchors that targets refer to.",
         examples=[{"cpu": {"execution_provider": "cpu"}}],
+    )
+    templates: Mapping[TargetName, Any] = Field(
+        default_factory=dict,
+        description="Parts of device profiles by name, for targets and other templates to extend.",
+        examples=[{"arm-phone": {"format": "gguf", "runtime": {"name": "llama.cpp", "version": ">=0.3.36"}}}],
     )
     targets: Mapping[TargetName, TargetSpec] = Field(
         min_length=1,
@@ -246,6 +447,12 @@ class TargetsFile:
         """The file as reports name it."""
         return f"{CATALOGUE} (shipped)" if self.is_shipped else self.document.name
 
+    def where(self, loc: Loc, *, key: bool = False) -> str:
+        """Return `file:line:column` of what stands at `loc`, as plans name it."""
+        position = self.document.position(loc, key=key)
+        name = CATALOGUE if self.is_shipped else self.document.name
+        return f"{name}:{position.line}:{position.column}"
+
     def get(self, name: str) -> Target:
         """Return a profile.
 
@@ -263,8 +470,8 @@ def _check(document: Document, spec: TargetsSpec) -> None:
         where = document.where(("settings", "targets"), key=True)
         raise UsageError(f"{where}: a targets file cannot name another; remove 'targets' from its settings")
     for name, target in spec.targets.items():
-        allowed = RUNTIMES[target.format]
-        if target.runtime.name not in allowed:
+        if target.format not in target.runtime.facts.formats:
+            allowed = [runtime for runtime, facts in RUNTIMES.items() if target.format in facts.formats]
             where = document.where(("targets", name, "runtime", "name"))
             raise UsageError(
                 f"{where}: {target.runtime.name} does not load {target.format}; choose one of {', '.join(allowed)}"
@@ -277,7 +484,10 @@ def parse_targets(document: Document, *, is_shipped: bool = False) -> TargetsFil
     Raises:
         UsageError: It does not fit the schema; one line per problem, with file, line and column.
     """
+    document = extended(document, "targets", "templates")
     spec = validate(document, TargetsSpec)
+    for name in spec.templates:
+        check_part(document, ("templates", name), TargetSpec)
     _check(document, spec)
     targets = {
         name: Target.model_construct(target.model_fields_set | {"name"}, name=name, **dict(target))

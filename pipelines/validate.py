@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from edgekiln.checkpoint import open_checkpoint
 from edgekiln.console import Console
-from edgekiln.errors import EdgekilnError, ExitCode
+from edgekiln.errors import ExitCode
 from edgekiln.host import tool_versions
 from edgekiln.pipelines.measure import Subject
 from edgekiln.pipelines.session import (
@@ -19,28 +20,14 @@ from edgekiln.pipelines.session import (
     describe_protocol,
 )
 from edgekiln.pipelines.settings import Settings
-from edgekiln.pipelines.verdict import (
-    Timings,
-    check_reports,
-    flatten,
-    gate_reports,
-    judge_gates,
-    latency_report,
-    missing_reasons,
-    not_measured,
-    parity_report,
-    verdict,
-)
+from edgekiln.pipelines.verdict import UNTIMED, Findings, Timings, judged
 from edgekiln.steps import LocalStore
 from edgekiln.validators import RUNTIME_NAMES
-from edgekiln.validators.gates import Gate, combine, default_gates
+from edgekiln.validators.gates import TIMED, Gate, combine, default_gates
 from edgekiln.validators.kinds import ArtifactKind, identify
 from edgekiln.validators.report import BuildReport, CorpusReport, Report
 from edgekiln.validators.storage import main_type
 from edgekiln.validators.validate import ArtifactMetrics, Reference
-
-#: Speeds of an artifact that someone else made are judged by the gates that the user gives.
-_SPEED_METRICS = frozenset({"decode_tokens_per_second", "prefill_tokens_per_second"})
 
 
 def run_validation(artifact: Path, settings: Settings, limits: tuple[Gate, ...], console: Console) -> Outcome:
@@ -57,7 +44,7 @@ def run_validation(artifact: Path, settings: Settings, limits: tuple[Gate, ...],
         UnsupportedError: It is of no known kind, or the reference of no known family.
     """
     kind = identify(artifact)
-    checkpoint = open_checkpoint(settings.checkpoint, offline=settings.offline)
+    checkpoint = open_checkpoint(settings.checkpoint, offline=settings.offline, listener=console)
     with tempfile.TemporaryDirectory(prefix="edgekiln-") as scratch:
         session = Session(checkpoint, settings, LocalStore(Path(scratch)), Path(scratch) / "logs", console)
         console.expect(4 + 2 * settings.repeats)
@@ -65,7 +52,7 @@ def run_validation(artifact: Path, settings: Settings, limits: tuple[Gate, ...],
         with console.step(artifact.name, f"structure and parity in {RUNTIME_NAMES[kind.format]}"):
             metrics = session.validate("artifact", artifact, reference, session.threads)
         timings = _time(kind, session, reference, metrics)
-        build = _judge(artifact, kind, metrics, timings, limits, session.threads)
+        build = _judge(artifact, kind, limits, Findings(metrics, timings, (), session.threads, settings.max_spread))
         report = Report(
             checkpoint=describe_checkpoint(checkpoint, reference),
             tools=tool_versions(),
@@ -81,7 +68,7 @@ def run_validation(artifact: Path, settings: Settings, limits: tuple[Gate, ...],
 def _time(kind: ArtifactKind, session: Session, reference: Reference, metrics: ArtifactMetrics) -> Timings:
     """Time artifact and baselines, where the artifact ran at all."""
     if metrics.parity is None:
-        return Timings(None, None, None)
+        return UNTIMED
     of_reference = session.time_reference(reference)
     baseline = session.baseline(kind.format)
     subjects = {"artifact": Subject(kind.format, kind.path, session.log("artifact"))}
@@ -91,39 +78,19 @@ def _time(kind: ArtifactKind, session: Session, reference: Reference, metrics: A
     return Timings(found["artifact"], of_reference, found["fp16"] if isinstance(baseline, Subject) else baseline)
 
 
-def _judge(
-    artifact: Path,
-    kind: ArtifactKind,
-    metrics: ArtifactMetrics,
-    timings: Timings,
-    limits: tuple[Gate, ...],
-    threads: int,
-) -> BuildReport:
+def _judge(artifact: Path, kind: ArtifactKind, limits: tuple[Gate, ...], findings: Findings) -> BuildReport:
     """Judge by the user's gates over the defaults of the precision that most weights have."""
-    precision = main_type(metrics.weights_by_type)
-    defaults = [gate for gate in default_gates(precision) if gate.metric not in _SPEED_METRICS] if precision else []
-    checks = check_reports(metrics)
-    parity = parity_report(metrics, RUNTIME_NAMES[kind.format])
-    values = flatten(metrics, parity, timings.artifact)
-    outcomes = judge_gates(combine(defaults, limits), values, timings, missing_reasons(metrics, timings))
-    status, reason = verdict(checks, outcomes)
-    if isinstance(timings.artifact, EdgekilnError):
-        status, reason = "error", str(timings.artifact)
-    return BuildReport(
+    types = findings.metrics.weights_by_type
+    precision = main_type(types)
+    defaults = [gate for gate in default_gates(precision) if gate.metric not in TIMED] if precision else []
+    base = BuildReport(
         id=artifact.name,
         target=None,
         format=kind.format,
         requested=None,
         precision=precision,
-        container_type=", ".join(f"{name} {count:,}" for name, count in metrics.weights_by_type.items()) or None,
-        status=status,
-        reason=reason,
-        size_bytes=metrics.size_bytes,
-        weights_bytes=metrics.weights_bytes,
-        bits_per_weight=metrics.bits_per_weight,
-        structure=checks,
-        parity=parity,
-        latency=latency_report(timings, threads),
-        gates=gate_reports(outcomes),
-        not_measured=not_measured(metrics, timings),
+        container_type=", ".join(f"{name} {count:,}" for name, count in types.items()) or None,
+        status="error",
+        reason=None,
     )
+    return judged(base, replace(findings, gates=combine(defaults, limits)))

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from edgekiln.artifact import CHECKSUMS, Manifest, list_files, staged, write_atomically
-from edgekiln.errors import MachineError, StepError
+from edgekiln.artifact import CHECKSUMS, Manifest, list_files, staged, write_atomically, write_fault
+from edgekiln.errors import MachineError, StepError, UsageError
+from edgekiln.files import require_utf8
 
 _SCRATCH: Final = ".edgekiln"
 _LOCK: Final = ".edgekiln.lock"
@@ -27,23 +28,34 @@ def workspace(out: Path) -> Iterator[Path]:
     left is removed first.
 
     Raises:
+        UsageError: `out` is no path, or not one that the runtimes can open.
         MachineError: Another run works in `out`, or it cannot be written.
     """
     from filelock import FileLock, Timeout
 
+    require_utf8(out, "choose another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / _LOCK, timeout=0)
         lock.acquire()
     except Timeout:
         raise MachineError(f"another edgekiln runs in {out}; wait for it or choose another --out") from None
+    except ValueError as error:  # a NUL in it
+        raise UsageError(f"{str(out)!r} is no path: {error}; choose another --out") from None
+    except NotImplementedError:
+        raise MachineError(f"the file system of {out} cannot lock files; choose another --out") from None
     except OSError as error:
-        raise MachineError(f"cannot write into {out}: {error.strerror}; choose another --out") from None
+        raise write_fault(out, error) from None
     scratch = out / _SCRATCH
     try:
         for left in (scratch, *out.glob("*/.*.partial")):
             shutil.rmtree(left, ignore_errors=True)
-        scratch.mkdir()
+        for left in out.glob(".*.partial"):  # of reports
+            left.unlink(missing_ok=True)
+        try:
+            scratch.mkdir()
+        except OSError as error:
+            raise write_fault(out, error) from None
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -89,11 +101,22 @@ def _check_unchanged(directory: Path, manifest: Manifest) -> None:
 
 
 def _point(link: Path, name: str) -> None:
-    """Make `link` lead to its sibling `name`, replacing what it led to before in one step."""
-    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    """Make `link` lead to its sibling `name`, replacing what it led to before.
+
+    That is one step but on Windows, which cannot put one link to a directory in the place of another. Where no links
+    can be made, a text file beside it has the name.
+    """
+    temporary, text = link.with_name(f".{link.name}.{os.getpid()}"), link.with_suffix(".txt")
     try:
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(name, target_is_directory=True)
+        if os.name == "nt" and link.is_symlink():
+            link.unlink()
         temporary.replace(link)
-    except OSError:  # Windows without the right to make links
-        write_atomically(link.with_suffix(".txt"), name + "\n")
+        text.unlink(missing_ok=True)
+    except (OSError, NotImplementedError):  # Windows without the right to make links; file systems without links
+        if temporary.is_symlink():
+            temporary.unlink()
+        if link.is_symlink():  # it would lead to what is no longer the newest
+            link.unlink()
+        write_atomically(text, name + "\n")

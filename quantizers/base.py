@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekiln.errors import StepError
 from edgekiln.grids import Grid, QuantizedRows
 
 
@@ -28,3 +29,19 @@ class Quantizer(Protocol):
     def library_versions(self) -> Mapping[str, str]:
         """Return what did the arithmetic, for manifests: packages with their version, libraries with their sha256."""
         ...
+
+
+def round_to_float16(scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return `scales` rounded to the nearest float16 number, as float32.
+
+    Raises:
+        StepError: One of them is beyond ±65504.
+    """
+    with np.errstate(over="ignore"):
+        rounded = scales.astype(np.float16)
+    if overflown := int(np.count_nonzero(np.isinf(rounded))):
+        raise StepError(
+            f"{overflown} groups have weights so large that they overflow float16 scales; "
+            "export for the cpu, whose scales are float32"
+        )
+    return rounded.astype(np.float32)

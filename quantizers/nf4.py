@@ -1,6 +1,7 @@
 """NF4: sixteen fixed values, quantiles of a normal distribution, scaled by the block's largest magnitude.
 
-Source: Dettmers et al., QLoRA (arXiv:2305.14314), appendix E. The kernel is that of ONNX Runtime's MatMulBnb4.
+Source: Dettmers et al., QLoRA (arXiv:2305.14314), appendix E. The kernel is that of ONNX Runtime's MatMulBnb4. On a
+grid of float16 scales the largest magnitude is rounded first, and the codes are the nearest ones for it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from edgekiln.errors import UsageError
 from edgekiln.grids import BNB4_NF4, CodebookGrid, CodebookRows, Grid, QuantizedRows
+from edgekiln.quantizers.base import round_to_float16
 
 #: The NF4 values in the order of their codes.
 NF4_VALUES: Final = np.array(
@@ -47,6 +49,7 @@ class Nf4:
 
         Raises:
             UsageError: The block size does not divide the columns.
+            StepError: A magnitude is too large for the grid's float16.
             TypeError: The grid is not NF4.
         """
         from onnxruntime.capi._pybind_state import quantize_matmul_bnb4
@@ -59,6 +62,9 @@ class Nf4:
         codes = np.zeros(rows.size // 2, np.uint8)
         absmax = np.empty(rows.size // grid.group_size, np.float32)
         quantize_matmul_bnb4(codes, np.ascontiguousarray(rows), absmax, grid.group_size, BNB4_NF4, count, columns)
+        if grid.scale_dtype == "float16":
+            absmax = round_to_float16(absmax)
+            codes = _nearest(rows.reshape(-1, grid.group_size), absmax)
         return CodebookRows(grid, columns, codes, absmax)
 
     def dequantize(self, quantized: QuantizedRows) -> NDArray[np.float32]:
@@ -72,3 +78,12 @@ class Nf4:
     def library_versions(self) -> Mapping[str, str]:
         """Return the version of ONNX Runtime, whose kernel rounds."""
         return {"onnxruntime": version("onnxruntime")}
+
+
+def _nearest(blocks: NDArray[np.float32], absmax: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return the packed codes nearest to `blocks`, [blocks, group size], for given absmax."""
+    inverse = np.divide(np.float32(1), absmax, out=np.zeros_like(absmax), where=absmax != 0)
+    middles = (NF4_VALUES[1:] + NF4_VALUES[:-1]) / 2
+    codes = np.searchsorted(middles, blocks * inverse[:, None]).astype(np.uint8).reshape(-1)
+    packed: NDArray[np.uint8] = np.left_shift(codes[0::2], np.uint8(4)) | codes[1::2]
+    return packed

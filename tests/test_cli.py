@@ -141,7 +141,7 @@ def test_a_damaged_weight_fails_its_build_and_nothing_half_written_stays(tmp_pat
     (tmp_path / "c" / "model.safetensors").write_bytes(data)
     shown = edgekiln("export", "./c", *EXPORT, cwd=tmp_path)
     assert shown.returncode == 4
-    assert "1 NaN or infinite weights" in shown.stderr
+    assert "1 NaN and 0 infinite weights" in shown.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c"]
 
 

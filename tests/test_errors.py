@@ -23,7 +23,7 @@ def test_every_error_class_has_a_documented_code():
         for child in kind.__subclasses__():
             yield from leaves(child)
 
-    documented = {ExitCode.USAGE, ExitCode.UNSUPPORTED, ExitCode.STEP_FAILED, ExitCode.ENVIRONMENT}
+    documented = {ExitCode.USAGE, ExitCode.UNSUPPORTED, ExitCode.STEP_FAILED, ExitCode.ENVIRONMENT, ExitCode.BUG}
     assert {kind.exit_code for kind in leaves(EdgekilnError)} <= documented
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from checkpoints import make_checkpoint
 from edgekiln.checkpoint import EMBEDDED, open_checkpoint
+from edgekiln.device import Device
 from edgekiln.errors import UnsupportedError
 from edgekiln.exporters.foundry_local import INFERENCE_MODEL, FoundryLocal, model_name
 from edgekiln.exporters.onnx import Onnx
@@ -36,3 +37,18 @@ def test_a_checkpoint_without_a_chat_template_is_refused(tmp_path):
     (tmp_path / "c" / "chat_template.jinja").unlink()
     with pytest.raises(UnsupportedError, match="no ChatML chat template"):
         FoundryLocal().plan(open_checkpoint(str(tmp_path / "c")), Scheme("int4"))
+
+
+@pytest.mark.parametrize(("provider", "ending"), [("cuda", "-cuda-gpu"), ("webgpu", "-generic-gpu")])
+def test_a_graphics_card_is_in_the_name_and_the_provider_options(tmp_path, provider, ending):
+    checkpoint, exporter = open_checkpoint(EMBEDDED), FoundryLocal()
+    exporter.write(checkpoint, exporter.plan(checkpoint, Scheme("int4"), Device(provider)), tmp_path, quantize)
+    assert json.loads((tmp_path / INFERENCE_MODEL).read_text())["Name"].endswith(f"-int4{ending}")
+    session = json.loads((tmp_path / "genai_config.json").read_text())["model"]["decoder"]["session_options"]
+    assert session["provider_options"] == [{provider: {}}]
+
+
+def test_directml_is_refused_though_onnx_serves_it():
+    assert Onnx().unsupported(Scheme("int4"), Device("dml")) is None
+    with pytest.raises(UnsupportedError, match="built without DirectML; use webgpu"):
+        FoundryLocal().plan(open_checkpoint(EMBEDDED), Scheme("int4"), Device("dml"))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from checkpoints import change_weights, make_checkpoint
 from edgekiln.checkpoint import Checkpoint, open_checkpoint
+from edgekiln.device import Device
 from edgekiln.errors import CheckpointError, EdgekilnError, StepError, UnsupportedError, UsageError
 from edgekiln.exporters.base import ExportPlan, TensorPlan
 from edgekiln.exporters.gguf import Gguf, convert_rows
@@ -358,8 +359,13 @@ def test_name_comes_from_a_hub_id_in_the_config_and_never_from_a_path(tmp_path: 
 
 
 def edit(directory: Path, name: str, **change: Any) -> Checkpoint:
-    """Change keys of a JSON file of a checkpoint; a dotted key goes one level down."""
-    path = directory / name
+    """Change keys of a JSON file of a checkpoint and open it."""
+    change_json(directory / name, **change)
+    return open_checkpoint(str(directory))
+
+
+def change_json(path: Path, **change: Any) -> None:
+    """Change keys of a JSON file; a key of two parts, `a__b`, goes one level down."""
     root = json.loads(path.read_text(encoding="utf-8"))
     for key, value in change.items():
         *parents, last = key.split("__")
@@ -368,7 +374,6 @@ def edit(directory: Path, name: str, **change: Any) -> Checkpoint:
             place = place[parent]
         place[last] = value
     path.write_text(json.dumps(root), encoding="utf-8")
-    return open_checkpoint(str(directory))
 
 
 @pytest.fixture(name="small")
@@ -428,15 +433,16 @@ def test_unknown_ends_of_generation_get_keys_of_their_own(small: Path, tmp_path:
 def test_a_tokenizer_that_cannot_be_exported_is_refused_before_anything_is_written(
     small: Path, change: dict[str, Any], error: type[EdgekilnError], message: str
 ) -> None:
-    checkpoint = edit(small, "tokenizer.json", **change)
+    checkpoint = open_checkpoint(str(small))  # which would refuse some of these itself
+    change_json(small / "tokenizer.json", **change)
     with pytest.raises(error, match=message):
         Gguf().plan(checkpoint, Scheme("int4"))
 
 
 def test_special_tokens_outside_of_the_vocabulary_are_refused(small: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="eos_token_id is 5000, but the vocabulary has 4096 tokens"):
+    with pytest.raises(CheckpointError, match="the token 5000 that ends a reply lies beyond the vocabulary of 4096"):
         export(edit(small, "generation_config.json", eos_token_id=5000), "int4", tmp_path / "o")
-    assert not list((tmp_path / "o").iterdir())
+    assert not (tmp_path / "o").exists()
 
 
 # --- refusals
@@ -490,22 +496,24 @@ def test_fallbacks_are_noted(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int4", "q6_k"])
-@pytest.mark.parametrize(("dtype", "bad"), [("BF16", b"\x80\x7f"), ("F16", b"\x01\xfe"), ("F32", b"\0\0\x80\xff")])
+@pytest.mark.parametrize(
+    ("dtype", "bad", "nan"), [("BF16", b"\x80\x7f", 0), ("F16", b"\x01\xfe", 3), ("F32", b"\0\0\x80\xff", 0)]
+)
 def test_weights_that_are_not_finite_are_counted_by_tensor(
-    tmp_path: Path, precision: str, dtype: str, bad: bytes
+    tmp_path: Path, precision: str, dtype: str, bad: bytes, nan: int
 ) -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     directory = make_checkpoint(tmp_path / "c", num_layers=1, dtype=dtype)
     assert len(bad) == FLOAT_BYTES[dtype]
     change_weights(directory, name, {3: bad, 511 * 256: bad, 70000: bad})
-    with pytest.raises(StepError, match=f"^{name} has 3 weights that are NaN or infinite"):
+    with pytest.raises(StepError, match=f"^{name} holds {nan} NaN and {3 - nan} infinite weights; "):
         export(open_checkpoint(str(directory)), precision, tmp_path / "o", Gguf(chunk_weights=4096))
 
 
 def test_norms_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     directory = make_checkpoint(tmp_path / "c", num_layers=1)
     change_weights(directory, "model.norm.weight", {0: b"\xc0\x7f"})
-    with pytest.raises(StepError, match=r"^model\.norm\.weight has 1 weights that are NaN"):
+    with pytest.raises(StepError, match=r"^model\.norm\.weight holds 1 NaN and 0 infinite weights"):
         export(open_checkpoint(str(directory)), "int4", tmp_path / "o")
 
 
@@ -514,7 +522,7 @@ def test_float16_overflow_is_counted_by_tensor(tmp_path: Path) -> None:
     directory = make_checkpoint(tmp_path / "c", num_layers=1)
     change_weights(directory, name, {3: b"\x80\x47", 70000: b"\x80\xc7"})  # ±65536
     checkpoint = open_checkpoint(str(directory))
-    with pytest.raises(StepError, match=f"^{name} has 2 weights that overflow F16; export at bf16 instead"):
+    with pytest.raises(StepError, match=f"^{name} holds 2 weights beyond ±65504, which float16 cannot hold"):
         export(checkpoint, "fp16", tmp_path / "o")
     export(checkpoint, "bf16", tmp_path / "b")
     export(checkpoint, "int8", tmp_path / "q")
@@ -566,3 +574,43 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / f"c{layers}")
     assert peaks[1] - peaks[0] < 16 << 20  # the four layers more are 126 MB of weights
     assert peaks[1] < 250 << 20
+
+
+# --- devices
+
+
+def test_the_file_is_the_same_for_every_backend(tmp_path: Path) -> None:
+    checkpoint, exporter = open_checkpoint("tiny-qwen3"), Gguf()
+    for backend in ("cpu", "metal", "vulkan"):
+        (tmp_path / backend).mkdir()
+        plan = exporter.plan(checkpoint, Scheme("int4"), Device(backend, 512))
+        assert plan.device == Device(backend, 512)
+        exporter.write(checkpoint, plan, tmp_path / backend, Ggml().quantize)
+    files = [(tmp_path / backend / "model-Q4_0.gguf").read_bytes() for backend in ("cpu", "metal", "vulkan")]
+    assert files[0] == files[1] == files[2]
+
+
+@pytest.mark.parametrize(
+    ("provider", "message"),
+    [
+        ("qnn", "GGUF is not exported for qnn: .* hexagon .* opencl"),
+        ("dml", "no DirectML; use vulkan"),
+        ("vulcan", "which it does not know; did you mean 'vulkan'"),
+    ],
+)
+def test_a_backend_that_llama_cpp_lacks_is_refused_with_the_way_out(provider: str, message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        Gguf().plan(open_checkpoint("tiny-qwen3"), Scheme("int4"), Device(provider))
+
+
+def test_the_tables_answer_without_a_checkpoint() -> None:
+    exporter = Gguf()
+    for backend in exporter.providers:
+        assert exporter.unsupported(Scheme("q4_k_m"), Device(backend)) is None
+    reason = exporter.unsupported(Scheme("nf4"), Device())
+    assert reason == "GGUF does not hold nf4; use iq4_nl, the nearest it has"
+    assert set(exporter.nearest.values()) <= set(exporter.precisions)
+    for plain, offset in exporter.asymmetric.items():
+        with pytest.raises(UsageError, match="symmetric by definition"):
+            exporter.plan(open_checkpoint("tiny-qwen3"), Scheme(plain, symmetric=False))
+        assert exporter.plan(open_checkpoint("tiny-qwen3"), Scheme(offset, symmetric=False)).container_type

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -10,11 +12,16 @@ import pytest
 
 from checkpoints import make_checkpoint
 from edgekiln.checkpoint import EMBEDDED, open_checkpoint
+from edgekiln.device import ANY_CPU, Device
 from edgekiln.errors import StepError, UnsupportedError, UsageError
 from edgekiln.exporters.genai_config import genai_config
+from edgekiln.exporters.gguf import Gguf
 from edgekiln.exporters.onnx import MODEL_FILE, Onnx, pack_zero_points
 from edgekiln.exporters.onnx_graph import build_float_graph
-from edgekiln.exporters.onnx_layout import DATA_FILE, place
+from edgekiln.exporters.onnx_layout import DATA_FILE, ROTARY_TABLES, place
+from edgekiln.exporters.onnx_portable import IR_VERSION, OPSET
+from edgekiln.exporters.onnx_providers import PROVIDERS
+from edgekiln.exporters.onnx_providers import REFUSED as REFUSED_PROVIDERS
 from edgekiln.families import EMBEDDING, HEAD
 from edgekiln.grids import CodebookRows, IntegerGrid, IntegerRows
 from edgekiln.quantizers import quantize, quantizer_for
@@ -44,10 +51,20 @@ def checkpoint(request, tmp_path_factory):
     return open_checkpoint(str(directory))
 
 
-def export(checkpoint, scheme, directory):
+#: What runs on a graphics card, tried on the CPU: every provider, every precision that it holds.
+DEVICES = {
+    "cuda fp16": ("cuda", SCHEMES["fp16"]),
+    "cuda int4 asymmetric": ("cuda", SCHEMES["int4 asymmetric"]),
+    "cuda nf4": ("cuda", SCHEMES["nf4"]),
+    "webgpu int8": ("webgpu", SCHEMES["int8"]),
+    "dml int4": ("dml", SCHEMES["int4"]),
+}
+
+
+def export(checkpoint, scheme, directory, device=ANY_CPU):
     directory.mkdir()
     exporter = Onnx()
-    plan = exporter.plan(checkpoint, scheme)
+    plan = exporter.plan(checkpoint, scheme, device)
     exporter.write(checkpoint, plan, directory, quantize)
     return plan
 
@@ -83,10 +100,8 @@ def read_back(data, placed):
     return quantizer_for(storage).dequantize(rows)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
-def test_the_file_holds_exactly_what_the_quantizer_said(checkpoint, scheme, tmp_path):
-    plan = export(checkpoint, scheme, tmp_path / "out")
-    data = (tmp_path / "out" / DATA_FILE).read_bytes()
+def assert_the_file_holds_what_the_quantizer_said(checkpoint, plan, directory):
+    data = (directory / DATA_FILE).read_bytes()
     for placed in place(plan.tensors).values():
         if not placed.plan.sources:
             continue
@@ -99,6 +114,12 @@ def test_the_file_holds_exactly_what_the_quantizer_said(checkpoint, scheme, tmp_
             quantizer = quantizer_for(storage)
             expected = quantizer.dequantize(quantizer.quantize(rows, storage))
         np.testing.assert_array_equal(read_back(data, placed).reshape(expected.shape), expected, placed.plan.name)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+def test_the_file_holds_exactly_what_the_quantizer_said(checkpoint, scheme, tmp_path):
+    plan = export(checkpoint, scheme, tmp_path / "out")
+    assert_the_file_holds_what_the_quantizer_said(checkpoint, plan, tmp_path / "out")
 
 
 def reference_logits(checkpoint, weights, ids):
@@ -134,8 +155,12 @@ def stored_weights(checkpoint, plan, directory):
 def onnx_logits(checkpoint, directory, ids):
     session = onnxruntime.InferenceSession(directory / MODEL_FILE, providers=["CPUExecutionProvider"])
     config = checkpoint.config
-    past = np.zeros((1, config.num_kv_heads, 0, config.head_dim), np.float32)
-    feeds = {i.name: past for i in session.get_inputs() if i.name.startswith("past")}
+    inputs = {i.name: i.type for i in session.get_inputs()}
+    dtype = np.float16 if inputs["past_key_values.0.key"] == "tensor(float16)" else np.float32
+    past = np.zeros((1, config.num_kv_heads, 0, config.head_dim), dtype)
+    feeds = {name: past for name in inputs if name.startswith("past")}
+    if "position_ids" in inputs:
+        feeds["position_ids"] = np.arange(len(ids))[None]
     feeds |= {"input_ids": np.array([ids], np.int64), "attention_mask": np.ones((1, len(ids)), np.int64)}
     return session.run(["logits"], feeds)[0][0]
 
@@ -252,20 +277,144 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, scheme, 
         Onnx().plan(open_checkpoint(str(tmp_path / "c")), scheme)
 
 
-@pytest.mark.parametrize(("value", "precision", "message"), [
-    (np.nan, "int4", "1 NaN or infinite"), (np.inf, "int8", "1 NaN or infinite"), (1e6, "fp16", "1 weights beyond"),
-])  # fmt: skip
-def test_weights_that_no_container_holds_are_an_error_with_their_name(tmp_path, value, precision, message):
-    make_checkpoint(tmp_path / "c", model_type="qwen3", hidden_size=128, dtype="F32")
-    checkpoint = open_checkpoint(str(tmp_path / "c"))
-    info = checkpoint.tensors["model.layers.1.mlp.up_proj.weight"]
+def damage(checkpoint, name, weights):
+    """Overwrite float32 weights of one tensor by index."""
+    info = checkpoint.tensors[name]
     with info.path.open("r+b") as file:
-        file.seek(info.offset + 40)
-        file.write(np.float32(value).tobytes())
-    with pytest.raises(StepError, match=f"layers.1.mlp.up_proj.weight holds {message}"):
-        export(checkpoint, Scheme(precision), tmp_path / "out")
+        for index, value in weights.items():
+            file.seek(info.offset + 4 * index)
+            file.write(np.float32(value).tobytes())
+
+
+@pytest.mark.parametrize("exporter", [Onnx(), Gguf()], ids=["onnx", "gguf"])
+def test_weights_that_no_container_holds_are_counted_and_named_alike(tmp_path, exporter):
+    make_checkpoint(tmp_path / "c", model_type="qwen2", hidden_size=1024, num_layers=1, dtype="F32")
+    checkpoint, name = open_checkpoint(str(tmp_path / "c")), "model.layers.0.self_attn.k_proj.weight"
+    far = checkpoint.tensors["model.embed_tokens.weight"].elements - 1  # in another chunk than the first
+    cases = [
+        (name, {10: np.nan, 11: np.inf, 12: -np.inf}, "int4", f"{name} holds 1 NaN and 2 infinite weights; fetch the"),
+        (EMBEDDING, {5: np.nan, far: np.nan}, "int8", f"{EMBEDDING} holds 2 NaN and 0 infinite weights; fetch the"),
+        (name, {10: 1e6, 11: -65520}, "fp16", f"{name} holds 2 weights beyond ±65504, which float16 cannot hold"),
+    ]
+    for count, (damaged, weights, precision, message) in enumerate(cases):
+        damage(checkpoint, damaged, weights)
+        (tmp_path / f"{count}").mkdir()
+        with pytest.raises(StepError, match=f"^{message}"):
+            exporter.write(checkpoint, exporter.plan(checkpoint, Scheme(precision)), tmp_path / f"{count}", quantize)
+        damage(checkpoint, damaged, dict.fromkeys(weights, 0))
 
 
 def test_zero_points_pack_low_nibble_first():
     packed = pack_zero_points(np.array([[1, 2, 3]], np.uint8), 4)
     np.testing.assert_array_equal(packed, [[1 | 2 << 4, 3]])
+
+
+@pytest.mark.parametrize(("provider", "scheme"), DEVICES.values(), ids=DEVICES)
+def test_an_artifact_for_a_graphics_card_holds_and_computes_the_same_in_float16(checkpoint, provider, scheme, tmp_path):
+    plan = export(checkpoint, scheme, tmp_path / "out", Device(provider))
+    assert_the_file_holds_what_the_quantizer_said(checkpoint, plan, tmp_path / "out")
+    assert "float32" not in {tensor.storage for tensor in plan.tensors}
+    weights = stored_weights(checkpoint, plan, tmp_path / "out")
+    if checkpoint.config.tie_word_embeddings and HEAD in weights:
+        pytest.skip("Transformers has one tensor for a tied pair; the untied model covers two precisions")
+    ids = [5, 17, 300, 4000, 17, 2, 9, 1000]
+    artifact = onnx_logits(checkpoint, tmp_path / "out", ids)
+    assert artifact.dtype == np.float16
+    limit = 1e-3 if any(isinstance(tensor.storage, IntegerGrid) for tensor in plan.tensors) else 1e-5
+    reference = reference_logits(checkpoint, weights, ids)
+    assert mean_kld(reference, artifact) < limit
+    assert mean_kld(reference, reference[:, ::-1]) > 100 * limit
+
+
+@pytest.mark.parametrize("provider", sorted(set(PROVIDERS) - {"cpu"}))
+def test_a_graph_for_a_graphics_card_has_no_operator_newer_than_its_opset(checkpoint, provider, tmp_path):
+    export(checkpoint, Scheme("int4"), tmp_path / "out", Device(provider))
+    model = onnx.load(tmp_path / "out" / MODEL_FILE, load_external_data=False)
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    assert (opsets[""], model.ir_version, list(model.functions)) == (OPSET, IR_VERSION, [])
+    used = {(node.domain, node.op_type) for node in model.graph.node}
+    own = {
+        ("com.microsoft", name) for name in ("GroupQueryAttention", "MatMulNBits", "SkipSimplifiedLayerNormalization")
+    }
+    assert own | {("", "SimplifiedLayerNormalization")} <= used
+    for domain, op_type in used - {("", "SimplifiedLayerNormalization")}:
+        assert domain or onnx.defs.get_schema(op_type, OPSET, "").since_version <= OPSET
+    levels = {a.i for n in model.graph.node if n.op_type == "MatMulNBits" for a in n.attribute if a.name[:3] == "acc"}
+    assert levels == {PROVIDERS[provider].accuracy_level}
+    rotary = {name for name in used if name[1] == "RotaryEmbedding"}
+    assert rotary == (set() if PROVIDERS[provider].rotates_in_attention else {("com.microsoft", "RotaryEmbedding")})
+
+
+def test_rotary_tables_are_the_cpu_ones_rounded_once(tmp_path):
+    checkpoint, tables = open_checkpoint(EMBEDDED), {}
+    for provider, dtype in (("cpu", np.float32), ("cuda", np.float16)):
+        plan = export(checkpoint, Scheme("int4"), tmp_path / provider, Device(provider))
+        data, placed = (tmp_path / provider / DATA_FILE).read_bytes(), place(plan.tensors)
+        parts = [placed[name].parts["values"] for name in ROTARY_TABLES]
+        tables[provider] = [np.frombuffer(data, dtype, part.nbytes // dtype().itemsize, part.offset) for part in parts]
+    for wide, half in zip(tables["cpu"], tables["cuda"], strict=True):
+        np.testing.assert_array_equal(wide.astype(np.float16), half)
+
+
+def test_genai_config_says_what_the_device_needs():
+    config = open_checkpoint(EMBEDDED).config
+    for device, options, longest in (
+        (Device(), [], 2048),
+        (Device("cpu", 512), [], 512),
+        (Device("cuda", 100_000), [{"cuda": {}}], 2048),
+        (Device("webgpu", 512), [{"webgpu": {}}], 512),
+        (Device("dml"), [{"dml": {"enable_graph_capture": "0"}}], 2048),
+    ):
+        document = json.loads(genai_config(config, "m.onnx", device))
+        assert document["model"]["decoder"]["session_options"]["provider_options"] == options
+        assert (document["search"]["max_length"], document["model"]["context_length"]) == (longest, 2048)
+        assert ("position_ids" in document["model"]["decoder"]["inputs"]) == (device.execution_provider == "dml")
+
+
+GENERATE = """
+import sys, onnxruntime_genai as og
+og.disable_telemetry_events()
+config = og.Config(sys.argv[1])
+config.clear_providers()
+model = og.Model(config)
+generator = og.Generator(model, og.GeneratorParams(model))
+generator.append_tokens([5, 17, 300, 4000])
+count = 4
+while not generator.is_done():
+    generator.generate_next_token()
+    count += 1
+print(count)
+"""
+
+
+@pytest.mark.parametrize("provider", ["webgpu", "dml"])
+def test_the_runtime_generates_up_to_the_devices_context(provider, tmp_path):
+    export(open_checkpoint(EMBEDDED), Scheme("int4"), tmp_path / "out", Device(provider, 24))
+    path = tmp_path / "out" / "genai_config.json"
+    document = json.loads(path.read_text())
+    document["model"]["eos_token_id"] = [4095]
+    path.write_text(json.dumps(document))
+    shown = subprocess.run(  # a child: the runtime prints, and holds its libraries until the process ends
+        [sys.executable, "-c", GENERATE, tmp_path / "out"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (shown.returncode, shown.stdout.strip()) == (0, "24"), shown.stderr
+
+
+def test_what_a_provider_lacks_is_refused_with_the_way_out():
+    exporter = Onnx()
+    for provider in PROVIDERS:
+        assert exporter.unsupported(Scheme("int4"), Device(provider)) is None
+    for provider, reason in REFUSED_PROVIDERS.items():
+        assert (
+            exporter.unsupported(Scheme("int4"), Device(provider)) == f"ONNX is not exported for {provider}: {reason}"
+        )
+        assert " use " in reason
+    for scheme, provider, message in (
+        (Scheme("int8"), "dml", "no 8-bit MatMulNBits; use int4"),
+        (Scheme("int4", head_precision="int8"), "dml", "no 8-bit MatMulNBits"),
+        (Scheme("nf4"), "dml", "no MatMulBnb4; use int4"),
+        (Scheme("int4", embedding_precision="int4"), "dml", "looks embeddings up in int4; use fp16"),
+        (Scheme("int4"), "webgp", "did you mean 'webgpu'"),
+    ):
+        with pytest.raises(UnsupportedError, match=message):
+            exporter.plan(open_checkpoint(EMBEDDED), scheme, Device(provider))

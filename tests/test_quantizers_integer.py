@@ -6,14 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edgekiln.errors import UsageError
+from edgekiln.errors import StepError, UsageError
 from edgekiln.grids import BlockGrid, CodebookGrid, IntegerGrid
 from edgekiln.quantizers import QUANTIZERS, quantizer_for
 from edgekiln.quantizers.nf4 import NF4_VALUES
 
 INTEGER = [IntegerGrid(b, g, s) for b in (4, 8) for g in (16, 32, 64, 128) for s in (True, False)]
 NF4 = [CodebookGrid("nf4", g) for g in (16, 32, 64, 128)]
-GRIDS = INTEGER + NF4
+HALF = [IntegerGrid(b, 32, s, "float16") for b in (4, 8) for s in (True, False)] + [CodebookGrid("nf4", 64, "float16")]
+GRIDS = INTEGER + NF4 + HALF
 
 
 def name(grid):
@@ -106,7 +107,7 @@ def test_nf4_takes_the_nearest_of_its_sixteen_values(grid):
         st.tuples(st.integers(1, 4), st.sampled_from([64, 128, 192])),
         elements=st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=True),
     ),
-    st.sampled_from([grid for grid in GRIDS if grid.group_size <= 64]),
+    st.sampled_from([grid for grid in INTEGER + NF4 if grid.group_size <= 64]),
 )
 def test_any_finite_rows_give_finite_values(rows, grid):
     quantizer = quantizer_for(grid)
@@ -131,3 +132,47 @@ def test_a_group_that_does_not_divide_is_refused(grid):
 def test_a_quantizer_refuses_a_grid_of_another_kind(key):
     with pytest.raises(TypeError):
         QUANTIZERS[key].quantize(np.zeros((2, 64), np.float32), BlockGrid("Q4_0"))
+
+
+@pytest.mark.parametrize("magnitude", [1, 1e-6], ids=["normal", "subnormal scales"])
+@pytest.mark.parametrize("grid", HALF, ids=name)
+def test_float16_scales_are_float16_numbers_and_the_codes_are_the_nearest_for_them(grid, magnitude):
+    rows = normal(8, 256) * np.float32(magnitude)
+    quantizer = quantizer_for(grid)
+    quantized = quantizer.quantize(rows, grid)
+    scales = quantized.absmax if isinstance(grid, CodebookGrid) else quantized.scales
+    np.testing.assert_array_equal(scales, scales.astype(np.float16))
+    levels = NF4_VALUES if isinstance(grid, CodebookGrid) else np.arange(1 << grid.bits)
+    offsets = getattr(quantized, "zero_points", None)
+    if isinstance(grid, IntegerGrid) and offsets is None:
+        offsets = np.full(scales.shape, 1 << (grid.bits - 1))
+    shift = 0 if offsets is None else offsets.reshape(-1, 1, 1).astype(np.float64)
+    groups = rows.reshape(-1, grid.group_size, 1).astype(np.float64)
+    choices = (levels - shift) * scales.reshape(-1, 1, 1)
+    best = np.abs(groups - choices).min(-1)
+    error = np.abs(quantizer.dequantize(quantized).reshape(groups.shape[:2]) - groups[:, :, 0])
+    assert (error - best).max() <= 1e-6 * magnitude
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_symmetric_bfloat16_weights_have_the_same_codes_with_float16_scales(bits):
+    """Their scales need no rounding, and many of them lie in the middle between two codes."""
+    rows = (normal(64, 512).view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    wide = QUANTIZERS[f"int{bits}"].quantize(rows, IntegerGrid(bits, 32, True))
+    half = QUANTIZERS[f"int{bits}"].quantize(rows, IntegerGrid(bits, 32, True, "float16"))
+    np.testing.assert_array_equal(half.scales, wide.scales)
+    assert (wide.codes != half.codes).mean() < 1e-3  # the reciprocal is rounded once more in one of the two
+
+
+@pytest.mark.parametrize("grid", HALF, ids=name)
+def test_a_scale_beyond_float16_is_refused(grid):
+    rows = np.zeros((2, 256), np.float32)
+    rows[1, 5] = 1e9
+    with pytest.raises(StepError, match="^1 groups have weights so large that they overflow float16 scales"):
+        quantizer_for(grid).quantize(rows, grid)
+
+
+@pytest.mark.parametrize("grid", HALF, ids=name)
+def test_weights_below_float16_scales_become_zero(grid):
+    rows = normal(2, 256) * np.float32(1e-20)
+    assert not quantizer_for(grid).dequantize(quantizer_for(grid).quantize(rows, grid)).any()

@@ -16,13 +16,12 @@ from edgekiln.pipelines.plan import make_plan
 from edgekiln.pipelines.run import REPORT, REPORT_MARKDOWN, run_plan
 from edgekiln.pipelines.session import Session, check_context, make_protocol
 from edgekiln.pipelines.validate import run_validation
-from edgekiln.pipelines.verdict import Timings, check_reports, flatten, judge_gates, parity_report, verdict
+from edgekiln.pipelines.verdict import UNTIMED, Findings, judged
 from edgekiln.steps import LocalStore
 from edgekiln.validators.report import Report
 from mutants import swap_layers
 
-SETTINGS = ["greedy_tokens=8", "prefill_tokens=32", "decode_tokens=16"]
-FORMATS = {name: exporter.precisions for name, exporter in EXPORTERS.items()}
+SETTINGS = ["greedy_tokens=8", "prefill_tokens=32, 8", "decode_tokens=16, 4", "max_repeats=3"]
 BUILDS = (
     "onnx-cpu-int4",
     "onnx-cpu-int8",
@@ -35,7 +34,7 @@ BUILDS = (
 
 
 def plan(out, pipeline="default", assignments=()):
-    return make_plan(pipeline, formats=FORMATS, flags={"out": str(out)}, assignments=[*SETTINGS, *assignments])
+    return make_plan(pipeline, formats=EXPORTERS, flags={"out": str(out)}, assignments=[*SETTINGS, *assignments])
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +81,16 @@ def test_every_figure_that_the_report_promises_is_there(built):
         figures = build.model_dump()
         assert figures["parity"]["runtime"]
         assert all(value is not None for value in figures["parity"].values()), build.id
-        for part in (figures["latency"], figures["latency"]["reference"], figures["latency"]["fp16_artifact"]):
-            assert all(value is not None for value in part.values()), build.id
+        latency = figures["latency"]
+        cold = "cold_load_seconds" if "latency.cold_load_seconds" not in build.not_measured else "load_seconds"
+        for part in (latency, latency["fp16_artifact"], {**latency["reference"], "cold_load_seconds": 0}):
+            assert all(
+                value is not None for name, value in part.items() if name not in {"cold_load_seconds", "pinned_to"}
+            )
+            assert part[cold] is not None, build.id
+            assert set(part["by_length"]) == {"pp32", "pp8", "tg16", "tg4"}
+            assert all(len(samples) >= 3 for samples in part["samples"].values())
+        assert build.health.status in {"healthy", "degraded"}
         assert figures["gates"]
         assert figures["bits_per_weight"] < 10
 
@@ -129,13 +136,11 @@ def test_two_swapped_layers_fail_the_default_gates_whatever_the_manifest_says(
     shutil.copytree(out / report.artifact, mutant)
     swap_layers(mutant)
     metrics = session.validate("mutant", mutant, reference, build.threads)
-    parity = parity_report(metrics, "runtime")
-    values = flatten(metrics, parity, None)
-    gates = [gate for gate in build.gates if gate.relative_to is None]
-    outcomes = judge_gates(gates, values, Timings(None, None, None), {})
-    status, reason = verdict(check_reports(metrics), outcomes)
-    assert status == "failed"
-    assert "mean_kld" in reason
+    gates = tuple(gate for gate in build.gates if gate.relative_to is None)
+    found = judged(report, Findings(metrics, UNTIMED, gates, build.threads, 0.1))
+    assert found.status == "failed"
+    assert "mean_kld" in found.reason
+    assert "more bits" in found.health.findings[0]
 
 
 def test_validate_judges_a_file_without_our_manifest_or_name(built, tmp_path):
@@ -190,6 +195,58 @@ def test_a_runtime_that_dies_fails_its_build_and_the_others_go_on(tmp_path, monk
     assert [build.status for build in outcome.report.builds] == ["error", "passed"]
     assert "SIGSEGV" in outcome.report.builds[0].reason
     assert outcome.exit_code is ExitCode.STEP_FAILED
+
+
+def test_a_mistake_of_ours_costs_one_build_and_is_a_bug(tmp_path, monkeypatch):
+    from edgekiln.pipelines import session
+
+    validate = session.validate_artifact
+
+    def forgets(path: Path, *arguments, **options):
+        if "gguf-cpu-int4" in str(path):
+            raise KeyError("forgotten")
+        return validate(path, *arguments, **options)
+
+    monkeypatch.setattr(session, "validate_artifact", forgets)
+    pipeline = tmp_path / "p.yaml"
+    pipeline.write_text(
+        "schema: edgekiln.pipeline/1\nname: p\nbuilds:\n  - {target: gguf-cpu, precisions: [int4, int8]}\n"
+    )
+    with Console() as console:
+        outcome = run_plan(plan(tmp_path / "out", str(pipeline)), console)
+    bug, passed = outcome.report.builds
+    assert (bug.status, passed.status) == ("error", "passed")
+    assert "a bug in Edgekiln: KeyError: 'forgotten'" in bug.reason
+    assert "Traceback" in (tmp_path / "out" / bug.log).read_text()
+    assert outcome.exit_code is ExitCode.BUG
+
+
+def test_what_another_device_decides_is_not_judged_here(tmp_path):
+    targets = tmp_path / "t.yaml"
+    targets.write_text(
+        "schema: edgekiln.targets/1\ntargets:\n  phone:\n    description: a phone\n    format: gguf\n"
+        "    runtime: {name: llama.cpp, version: '>=0.3'}\n    hardware: {machine: aarch64, processor: [KA650]}\n"
+        "    gates: ['decode_tokens_per_second >= 1e9', 'size_bytes <= 1 GB']\n"
+        "  web:\n    description: a browser\n    format: onnx\n    execution_provider: webgpu\n"
+        "    runtime: {name: onnxruntime-web, version: '>=1.20'}\n"
+    )
+    pipeline = tmp_path / "p.yaml"
+    pipeline.write_text(
+        "schema: edgekiln.pipeline/1\nname: p\nbuilds:\n"
+        "  - {target: phone, precision: int8}\n  - {target: web, precision: int4}\n"
+    )
+    with Console() as console:
+        outcome = run_plan(plan(tmp_path / "out", str(pipeline), [f"targets={targets}"]), console)
+    phone, web = outcome.report.builds
+    assert {build.id: build.reason for build in outcome.report.builds} == {phone.id: None, web.id: None}
+    (speed,) = (gate for gate in phone.gates if gate.metric == "decode_tokens_per_second")
+    assert (speed.outcome, speed.binding) == ("not_measured", False)
+    assert "is not the target's: a phone" in speed.reason
+    assert phone.stand_in is None
+    assert "onnxruntime-web" in web.stand_in.what
+    assert web.health.status == "degraded"
+    assert not any(gate.binding for gate in web.gates if gate.metric == "decode_tokens_per_second")
+    assert web.parity.mean_kld < 0.25
 
 
 def test_two_targets_with_one_scheme_have_an_artifact_each(tmp_path):

@@ -21,7 +21,7 @@ from edgekiln.validators.base import LOGIT_CHUNK, MeasurementProtocol
 from edgekiln.validators.corpus import read_prompts
 from edgekiln.validators.gguf_read import read_header
 from edgekiln.validators.hf_tokenizer import encode, load_tokenizer
-from edgekiln.validators.latency import aggregate
+from edgekiln.validators.latency import METRICS, aggregate
 from edgekiln.validators.tasks import TASKS, read_reference
 from edgekiln.validators.validate import (
     ArtifactMetrics,
@@ -29,6 +29,7 @@ from edgekiln.validators.validate import (
     make_reference,
     open_reference,
     sample_latency,
+    sample_load,
     validate_artifact,
 )
 
@@ -36,8 +37,8 @@ PROTOCOL = MeasurementProtocol(
     window=100,
     windows=3,
     greedy_tokens=6,
-    prefill_tokens=20,
-    decode_tokens=5,
+    prefill_tokens=(20, 7),
+    decode_tokens=(5, 2),
     processes=1,
     repeats=3,
     context=300,
@@ -77,7 +78,7 @@ def test_reference_is_kept_whole(reference: Reference) -> None:
     assert reference.scored_tokens == 3 * 99
     assert reference.corpus["tokens"] == 300
     assert (reference.directory / "logits.f32").stat().st_size == 3 * 99 * 4096 * 4
-    assert len(reference.latency_prompt) == PROTOCOL.prefill_tokens
+    assert len(reference.latency_prompt) == max(PROTOCOL.prefill_tokens)
     assert open_reference(reference.directory, CHECKPOINT) == reference
 
 
@@ -89,8 +90,8 @@ def test_a_reference_of_another_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_context_must_hold_windows_prompts_and_replies() -> None:
-    least = MeasurementProtocol(window=2, prefill_tokens=1, decode_tokens=1, greedy_tokens=6, context=70)
-    for change in ({"context": 69}, {"greedy_tokens": 7}, {"window": 71}, {"prefill_tokens": 70}):
+    least = MeasurementProtocol(window=2, prefill_tokens=(1,), decode_tokens=(1,), greedy_tokens=6, context=70)
+    for change in ({"context": 69}, {"greedy_tokens": 7}, {"window": 71}, {"prefill_tokens": (1, 70)}):
         with pytest.raises(UsageError, match="context of the measurement"):
             dataclasses.replace(least, **change)
 
@@ -264,13 +265,20 @@ def test_latency_has_every_figure(kind: str, reference: Reference, tmp_path: Pat
     path = embedded_directory() if kind == "reference" else artifact(kind, "fp16", tmp_path)
     path = gguf_file(path) if kind == "gguf" else path
     sample = sample_latency(kind, path, reference, PROTOCOL, log=tmp_path / "log")
-    found = aggregate([sample], RUNTIME_NAMES[kind])
-    assert 0 < found.load_seconds < 60
-    assert 0 < found.time_to_first_token_seconds < 60
-    assert found.prefill_tokens_per_second > 1
-    assert found.decode_tokens_per_second > 1
-    assert len(found.samples["decode_tokens_per_second"]) == 3
-    assert 10 << 20 < found.peak_rss_bytes < 4 << 30
+    found = aggregate([sample], RUNTIME_NAMES[kind]).values
+    assert set(found) == {*METRICS, "pp20", "pp7", "tg5", "tg2"} - {"cold_load_seconds"}
+    assert 0 < found["load_seconds"] < 60
+    assert 0 < found["time_to_first_token_seconds"] < 60
+    assert all(value > 1 for name, value in found.items() if name.startswith(("pp", "tg")))
+    assert 10 << 20 < found["steady_rss_bytes"] <= found["peak_rss_bytes"] < 4 << 30
+    assert sample.cpus is None or len(sample.cpus) == PROTOCOL.threads
+
+
+@pytest.mark.parametrize("kind", ["gguf", "onnx"])
+def test_a_load_is_timed_alone(kind: str, tmp_path: Path) -> None:
+    path = artifact(kind, "fp16", tmp_path)
+    path = gguf_file(path) if kind == "gguf" else path
+    assert 0 < sample_load(kind, path, PROTOCOL, log=tmp_path / "log") < 60
 
 
 @pytest.mark.parametrize("kind", ["gguf", "onnx", "reference"])

@@ -69,7 +69,7 @@ def test_a_huge_header_is_refused_unread(tmp_path):
     with path.open("wb") as file:
         file.write((MAX_HEADER_BYTES + 1).to_bytes(8, "little"))
         file.truncate(MAX_HEADER_BYTES + 100)
-    with pytest.raises(CheckpointError, match="100000000"):
+    with pytest.raises(CheckpointError, match=str(MAX_HEADER_BYTES)):
         read_index(path)
 
 

@@ -136,3 +136,15 @@ def test_every_setting_has_a_description_and_examples_that_fit() -> None:
         assert field.examples or key == "windows", key
         for example in field.examples or []:
             TypeAdapter(Settings).validate_python({key: example})
+
+
+@pytest.mark.parametrize(("text", "lengths"), [("128", (128,)), ("128, 32,256", (128, 32, 256))])
+def test_lengths_may_be_one_or_several(text: str, lengths: tuple[int, ...]) -> None:
+    layer = assignments_layer([f"prefill_tokens={text}"])
+    assert resolve_settings(layer).values.prefill_tokens == lengths
+
+
+@pytest.mark.parametrize("text", ["", "0", "a", "128,", "1.5", "[128, 256]"])
+def test_lengths_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--set"):
+        assignments_layer([f"decode_tokens={text}"])

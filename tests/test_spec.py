@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from edgekiln.errors import UsageError
-from edgekiln.pipelines.schemas import json_schema
 from edgekiln.pipelines.spec import PipelineFile, load_pipeline, parse_pipeline
 from edgekiln.validators.gates import parse_gate
 from edgekiln.yamlfile import parse_yaml
@@ -123,41 +122,3 @@ def test_a_pipeline_that_does_not_exist(
         load_pipeline(argument)
     for part in parts:
         assert part in str(caught.value)
-
-
-def nodes(schema: object) -> list[dict[str, object]]:
-    """Return every property of every object in a JSON Schema."""
-    found: list[dict[str, object]] = []
-    if isinstance(schema, dict):
-        properties = schema.get("properties")
-        if isinstance(properties, dict):
-            found += list(properties.values())
-        for value in schema.values():
-            found += nodes(value)
-    elif isinstance(schema, list):
-        for value in schema:
-            found += nodes(value)
-    return found
-
-
-@pytest.mark.parametrize("name", ["pipeline", "targets"])
-def test_the_json_schemas_describe_and_exemplify_every_key(name: str) -> None:
-    schema = json_schema(name)
-    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert schema["additionalProperties"] is False
-    properties = nodes(schema)
-    assert len(properties) > 20
-    for node in properties:
-        assert node.get("description"), node
-        assert node.get("examples"), node
-
-
-def test_there_is_no_other_json_schema() -> None:
-    with pytest.raises(UsageError, match="did you mean 'targets'"):
-        json_schema("target")
-
-
-@pytest.mark.parametrize("name", ["report", "manifest"])
-def test_the_files_that_edgekiln_writes_have_schemas_too(name: str) -> None:
-    schema = json_schema(name)
-    assert schema["properties"]["schema"]["const"] == f"edgekiln.{name}/1"

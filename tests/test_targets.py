@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import hashlib
+from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from edgekiln.errors import UsageError
 from edgekiln.pipelines.shipped import shipped
-from edgekiln.pipelines.targets import TargetsFile, load_targets, parse_targets
+from edgekiln.pipelines.targets import RUNTIMES, Runtime, TargetsFile, load_targets, parse_targets
 from edgekiln.validators.gates import parse_gate
 from edgekiln.yamlfile import parse_yaml
 
@@ -70,6 +72,141 @@ targets:
     assert list(file.targets) == ["small", "large"]
 
 
+EXTENDING = """\
+schema: edgekiln.targets/1
+templates:
+  arm:
+    format: gguf
+    runtime: {name: llama.cpp, version: ">=0.3.36"}
+    precisions:
+      int4: {container: q4_0, why: Arm kernels repack it}
+      int8: {container: q8_0, why: the only one}
+    gates: [size_bytes <= 1 GB]
+targets:
+  small:
+    extends: arm
+    description: Small
+    threads: 2
+  large:
+    extends: small
+    description: Large
+    runtime: {version: ">=0.4"}
+    precisions:
+      int4: {container: q4_k_m, why: enough memory}
+    gates: [size_bytes <= 2 GB]
+"""
+
+
+def test_a_target_has_what_it_extends_and_its_own_over_it() -> None:
+    file = parse(EXTENDING)
+    small, large = file.get("small"), file.get("large")
+    assert list(file.targets) == ["small", "large"]
+    assert (small.format, small.threads, str(small.gates[0])) == ("gguf", 2, "size_bytes <= 1 GB")
+    assert (large.threads, large.description, large.runtime.name, large.runtime.version) == (
+        2,
+        "Large",
+        "llama.cpp",
+        ">=0.4",
+    )
+    assert [str(gate) for gate in large.gates] == ["size_bytes <= 2 GB"]
+    assert {name: meaning.container for name, meaning in large.precisions.items()} == {"int4": "q4_k_m", "int8": "q8_0"}
+    assert file.where(("targets", "large", "threads"), key=True) == "targets.yaml:14:5"
+    assert file.where(("targets", "large", "precisions", "int8", "why")) == "targets.yaml:8:36"
+
+
+def test_what_is_wrong_in_a_template_is_found_where_it_is_written() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(EXTENDING.replace("container: q8_0", "contaner: q8_0"))
+    assert all(line.startswith("targets.yaml:8:14: unknown key 'contaner'") for line in str(caught.value).splitlines())
+    unused = EXTENDING.replace("templates:\n", "templates:\n  unused: {thread: 3}\n")
+    with pytest.raises(UsageError, match=r"^targets\.yaml:3:12: unknown key 'thread'; did you mean 'threads'\?"):
+        parse(unused)
+    with pytest.raises(UsageError, match=r"^targets\.yaml:11:5: the key 'format' is missing"):
+        parse(EXTENDING.replace("    format: gguf\n", ""))
+
+
+def test_a_target_is_this_machine_only_if_the_hardware_is_the_targets() -> None:
+    target = parse(TARGET.replace("threads: 4", "hardware: {machine: aarch64, processor: [Raspberry Pi 5]}")).get(
+        "pi-5"
+    )
+    assert target.is_this_machine("aarch64", "Raspberry Pi 5 Model B Rev 1.0 (Cortex-A76)")
+    assert target.is_this_machine("ARM64", "raspberry pi 5")
+    assert not target.is_this_machine("x86_64", "Raspberry Pi 5")
+    assert not target.is_this_machine("aarch64", "Raspberry Pi 4 Model B")
+    assert parse(TARGET).get("pi-5").is_this_machine("x86_64", "anything")
+    windows = parse(TARGET.replace("threads: 4", "hardware: {machine: x86_64, processor: [EPYC]}")).get("pi-5")
+    assert windows.is_this_machine("AMD64", "AMD EPYC 9V74")
+    elsewhere = parse(TARGET.replace("threads: 4", "execution_provider: metal")).get("pi-5")
+    assert not elsewhere.is_this_machine("arm64", "Apple M4")
+
+
+def test_what_stands_in_for_a_runtime_that_is_not_here_is_said() -> None:
+    targets = load_targets(shipped("targets.yaml")).targets
+    said = {name: target.stand_in for name, target in targets.items()}
+    assert said["raspberry-pi-5"] is None
+    assert said["copilot-pc-cpu"] is None
+    assert said["macbook-air-m4"] == "llama.cpp on this machine's CPU stands in for llama.cpp on metal"
+    assert said["browser-webgpu"] == (
+        "ONNX Runtime GenAI on this machine's CPU stands in for ONNX Runtime Web on webgpu"
+    )
+    assert said["openvino-workstation"] == ("llama.cpp on this machine's CPU stands in for OpenVINO GenAI on openvino")
+    for target in targets.values():
+        assert (target.stand_in is None) == (
+            target.runtime.facts.stand_in is None and target.execution_provider == "cpu"
+        )
+
+
+def test_each_runtime_is_itself_or_has_a_stand_in_that_loads_the_same() -> None:
+    assert set(RUNTIMES) == set(get_args(Runtime))
+    for facts in RUNTIMES.values():
+        if facts.stand_in is not None:
+            other = RUNTIMES[facts.stand_in]
+            assert other.stand_in is None
+            assert (other.package, other.formats) == (facts.package, facts.formats)
+        assert version(facts.package)
+
+
+def test_every_figure_of_every_shipped_device_has_a_source() -> None:
+    file = load_targets(shipped("targets.yaml"))
+    devices = {name: target for name, target in file.targets.items() if target.hardware or target.memory}
+    assert set(file.targets) - set(devices) == {"onnx-cpu", "gguf-cpu", "foundry-local-cpu"}
+    assert len(devices) >= 16
+    for name, target in file.targets.items():
+        figures = {"runtime", *target.precisions}
+        given = ("hardware", "memory", "threads", "context_length", "unsupported", "gates")
+        figures |= {key for key in given if getattr(target, key)}
+        figures |= {"execution_provider"} if target.execution_provider != "cpu" else set()
+        assert set(target.sources) == figures, name
+        assert set(target.precisions) == {"int8", "int4", "nf4"}, name
+        assert "verified" in target.model_fields_set, name
+        assert target.verified is None, name
+
+
+def test_the_shipped_devices_are_of_every_kind() -> None:
+    targets = load_targets(shipped("targets.yaml")).targets
+    providers = {(target.runtime.name, target.execution_provider) for target in targets.values()}
+    assert providers >= {
+        ("llama.cpp", "cpu"),
+        ("llama.cpp", "metal"),
+        ("llama.cpp", "cuda"),
+        ("onnxruntime-genai", "cpu"),
+        ("onnxruntime-genai", "cuda"),
+        ("onnxruntime-genai", "qnn"),
+        ("onnxruntime-web", "webgpu"),
+        ("openvino-genai", "openvino"),
+        ("foundry-local", "cpu"),
+    }
+    for target in targets.values():
+        for gate in target.gates:
+            assert target.hardware is not None or gate.relative_to is not None, target.name
+            assert gate.metric != "peak_rss_bytes" or gate.limit >= (target.memory or 0), target.name
+
+
+def test_every_catalogue_line_names_the_nearest_of_what_the_runtime_loads() -> None:
+    with pytest.raises(UsageError, match="onnxruntime-web does not load gguf; choose one of llama.cpp, openvino-genai"):
+        parse(TARGET.replace("name: llama.cpp", "name: onnxruntime-web"))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "parts"),
     [
@@ -93,6 +230,16 @@ targets:
         (", why: Arm kernels repack it", "", [":11:13: the key 'why' is missing"]),
         ("size_bytes <=", "size_byte <=", [":14:9:", "unknown metric 'size_byte'", "did you mean 'size_bytes'?"]),
         ("size_bytes <= 350 MB", "{}", [":14:9:", "a gate like", "a mapping"]),
+        ("threads: 4", "verified: often", [":8:15:", "verified is either never or has a date"]),
+        ("threads: 4", "verified: {date: 2026-13-01, report: x}", [":8:22:", "'2026-13-01' is no date"]),
+        ("threads: 4", "verified: {date: 2026-11-22}", [":8:15:", "the key 'report' is missing"]),
+        ("threads: 4", "hardware: {machine: arm, processor: [x]}", [":8:25:", "did you mean 'arm64'?"]),
+        ("threads: 4", "hardware: {machine: arm64, processor: []}", [":8:43:", "at least 1 items"]),
+        ("threads: 4", "sources: {memori: {title: x}}", [":8:15:", "unknown key 'memori'; did you mean 'memory'?"]),
+        ("threads: 4", "sources: {memory: {title: x, url: ftp://x}}", [":8:39:", "url must be"]),
+        ("threads: 4", "extends: pi-5", [":8:14:", "goes round in a circle (pi-5 → pi-5)"]),
+        ("threads: 4", "extends: pi-4", [":8:14:", "'extends' names 'pi-4', which is not here"]),
+        ("threads: 4", "execution_provider: GPU", [":8:25:", "execution_provider must be a text that matches"]),
         ("  pi-5:", "  Pi 5:", [":3:3:", "'Pi 5' cannot name a target", "lower-case"]),
         ("  pi-5:", "  con:", [":3:3:", "'con' cannot name a target", "Windows"]),
         ("  pi-5:", "  nul.x:", [":3:3:", "'nul.x' cannot name a target"]),

@@ -10,7 +10,20 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from edgekiln.errors import UsageError
-from edgekiln.yamlfile import MAX_BYTES, MAX_DEPTH, Document, Position, Strict, Text, parse_yaml, read_yaml, validate
+from edgekiln.yamlfile import (
+    MAX_BYTES,
+    MAX_CHAIN,
+    MAX_DEPTH,
+    Document,
+    Position,
+    Strict,
+    Text,
+    check_part,
+    extended,
+    parse_yaml,
+    read_yaml,
+    validate,
+)
 
 
 def parse(text: str) -> Document:
@@ -33,6 +46,15 @@ def problem(text: str | bytes) -> str:
         (".5", 0.5),
         ("-3", -3),
         ("012", 12),
+        ("013", 13),
+        ("-1e-4", -1e-4),
+        ("1.e3", 1000.0),
+        ("on", "on"),
+        ("Yes", "Yes"),
+        ("n", "n"),
+        ("0b11", "0b11"),
+        ("190:20:30", "190:20:30"),
+        ("+1", 1),
         ("0o17", 15),
         ("0x1F", 31),
         ("off", "off"),
@@ -81,6 +103,89 @@ def test_anchors_and_merge_keys() -> None:
     assert value["y"] == {"a": 1, "b": 2}
     assert document.where(("x", "c")) == "f.yaml:2:25"
     assert document.where(("x", "a")) == "f.yaml:5:6"
+
+
+EXTENDING = """\
+bases:
+  a: &a {x: 1, deep: {one: 1, two: [1, 2]}}
+  b: {extends: a, deep: {two: [3]}}
+things:
+  c:
+    extends: b
+    deep: {three: 3}
+  d: {<<: *a, x: 9}
+  e: 4
+"""
+
+
+def test_entries_have_what_they_extend_and_every_value_keeps_its_place() -> None:
+    document = extended(parse(EXTENDING), "bases", "things")
+    assert document.at(("things",)) == {
+        "c": {"x": 1, "deep": {"one": 1, "two": (3,), "three": 3}, "extends": "b"},
+        "d": {"x": 9, "deep": {"one": 1, "two": (1, 2)}},
+        "e": 4,
+    }
+    assert document.at(("bases", "b")) == {"x": 1, "deep": {"one": 1, "two": (3,)}, "extends": "a"}
+    assert document.where(("things", "c", "x"), key=True) == "f.yaml:2:10"
+    assert document.where(("things", "c", "deep", "two", 0)) == "f.yaml:3:32"
+    assert document.where(("things", "c", "deep", "three")) == "f.yaml:7:19"
+    assert document.where(("things", "c", "extends")) == "f.yaml:6:14"
+    assert document.sha256 == parse(EXTENDING).sha256
+
+
+def test_nothing_that_extends_nothing_is_changed() -> None:
+    for text in ("bases: {a: {x: 1}}\nother: [1]\n", "bases: 3\n", "[1, 2]\n", "", "bases: [a, b]\n"):
+        assert extended(parse(text), "bases", "things").value == parse(text).value
+
+
+CHAIN = "".join(f"  a{i}: {{extends: a{i - 1}}}\n" for i in range(1, MAX_CHAIN + 2))
+BACKWARDS = "".join(f"  a{i}: {{extends: a{i - 1}}}\n" for i in range(5000, 0, -1))
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("s:\n  a: {extends: a}\n", ["f.yaml:2:16:", "goes round in a circle (a → a)"]),
+        ("s:\n  a: {extends: b}\n  b: {extends: a}\n", ["f.yaml:3:16:", "(a → b → a)"]),
+        (
+            "s:\n  abc: {x: 1}\n  b: {extends: acb}\n",
+            ["f.yaml:3:16:", "names 'acb', which is not here; did you mean 'abc'?"],
+        ),
+        ("s:\n  a: {extends: 3}\n", ["f.yaml:2:16:", "takes the name of an entry, but is 3"]),
+        ("s:\n  a: {extends: [b]}\n", ["f.yaml:2:16:", "is a list"]),
+        ("s: {a: {}}\nt:\n  a: {}\n", ["f.yaml:3:3:", "'a' is in 's' too"]),
+        (f"s:\n  a0: {{}}\n{CHAIN}", [f"more than {MAX_CHAIN} entries extend one another"]),
+        (f"s:\n{BACKWARDS}  a0: {{}}\n", [f"more than {MAX_CHAIN} entries extend one another"]),
+        (
+            "s:\n  a: {"
+            + ", ".join(f"k{i}: 1" for i in range(2000))
+            + "}\n"
+            + "".join(f"  b{i}: {{extends: a}}\n" for i in range(200)),
+            ["more than 250000 values, 'extends' expanded"],
+        ),
+    ],
+)
+def test_what_cannot_be_extended_is_one_sentence_with_its_place(text: str, parts: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        extended(parse(text), "s", "t")
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_the_longest_chain_allowed_is_read() -> None:
+    lines = CHAIN.splitlines()[:MAX_CHAIN]
+    document = extended(parse("s:\n  a0: {x: 1}\n" + "\n".join(lines)), "s")
+    assert document.at(("s", f"a{MAX_CHAIN}", "x")) == 1
+
+
+def test_a_part_of_a_model_may_lack_keys_but_not_have_wrong_ones() -> None:
+    document = parse("a: {threads: 3}\nb: {thread: 3}\nc: {threads: x}\n")
+    check_part(document, ("a",), Inner)
+    for key, message in (("b", "f.yaml:2:5: unknown key 'thread'"), ("c", "f.yaml:3:14: threads must be")):
+        with pytest.raises(UsageError) as caught:
+            check_part(document, (key,), Inner)
+        assert str(caught.value).startswith(message)
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_fine() -> None:

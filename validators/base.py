@@ -20,8 +20,6 @@ _LEAST: Final = MappingProxyType(
         "window": 2,
         "windows": 1,
         "greedy_tokens": 1,
-        "prefill_tokens": 1,
-        "decode_tokens": 1,
         "warmups": 0,
         "repeats": 1,
         "processes": 1,
@@ -60,11 +58,12 @@ class MeasurementProtocol:
         window: Tokens per window of the corpus.
         windows: Windows compared, at most.
         greedy_tokens: Tokens decoded greedily per prompt.
-        prefill_tokens: Prompt length of the prefill speed and of the time to first token.
-        decode_tokens: Tokens generated for the decode speed.
+        prefill_tokens: Prompt lengths of the prefill speed; the first is that of the headline figure and of the time
+            to first token.
+        decode_tokens: Numbers of generated tokens for the decode speed; the first is that of the headline figure.
         warmups: Warm-up runs in each process.
-        repeats: Measured runs in each process.
-        processes: Fresh processes per artifact; load time and peak memory have one sample each.
+        repeats: Measured runs in each process, at least.
+        processes: Fresh processes per artifact, at least.
         threads: Threads of the runtime.
         context: Context length the runtime is loaded with, in tokens; a prompt and its reply must fit.
     """
@@ -72,8 +71,8 @@ class MeasurementProtocol:
     window: int = 256
     windows: int = 8
     greedy_tokens: int = 32
-    prefill_tokens: int = 128
-    decode_tokens: int = 64
+    prefill_tokens: tuple[int, ...] = (128,)
+    decode_tokens: tuple[int, ...] = (64,)
     warmups: int = 1
     repeats: int = 1
     processes: int = 3
@@ -85,8 +84,15 @@ class MeasurementProtocol:
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise UsageError(f"{name} of the measurement is {value!r}, but must be an integer of at least {least}")
+        for name in ("prefill_tokens", "decode_tokens"):
+            lengths = getattr(self, name)
+            if type(lengths) is not tuple or not lengths or any(type(n) is not int or n < 1 for n in lengths):
+                raise UsageError(f"{name} of the measurement is {lengths!r}, but must be one or more positive integers")
         needed = max(
-            self.window, self.prefill_tokens + 1, self.decode_tokens + 1, self.greedy_tokens + LEAST_PROMPT_TOKENS
+            self.window,
+            max(self.prefill_tokens) + 1,
+            max(self.decode_tokens) + 1,
+            self.greedy_tokens + LEAST_PROMPT_TOKENS,
         )
         if type(self.context) is not int or self.context < needed:
             raise UsageError(

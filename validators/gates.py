@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from types import MappingProxyType
@@ -18,6 +19,7 @@ from typing import Final, Literal, TypeAlias, cast, get_args
 
 from edgekiln.errors import UsageError, nearest
 from edgekiln.units import format_size, parse_size
+from edgekiln.validators.spread import middle_half, relative_spread
 
 Baseline: TypeAlias = Literal["fp16_artifact", "reference"]
 Operator: TypeAlias = Literal["<=", ">=", "<", ">"]
@@ -59,15 +61,32 @@ METRICS: Final[Mapping[str, Metric]] = MappingProxyType(
             Metric(
                 "greedy_agreement_tokens", "tokens", "higher", "tokens until greedy decoding leaves the reference's"
             ),
-            Metric("load_seconds", "seconds", "lower", "from the start of loading to a model that can generate"),
+            Metric(
+                "load_seconds", "seconds", "lower", "loading, files in the page cache, to a model that can generate"
+            ),
+            Metric("cold_load_seconds", "seconds", "lower", "the same with the files on the disk alone"),
             Metric("time_to_first_token_seconds", "seconds", "lower", "from a prompt to its first generated token"),
             Metric("prefill_tokens_per_second", "tokens per second", "higher", "prompt tokens processed per second"),
             Metric("decode_tokens_per_second", "tokens per second", "higher", "tokens generated per second"),
             Metric("peak_rss_bytes", "bytes", "lower", "highest resident memory of the runtime's process"),
+            Metric("steady_rss_bytes", "bytes", "lower", "its resident memory after generating"),
             Metric("size_bytes", "bytes", "lower", "all files of the artifact"),
             Metric("weights_bytes", "bytes", "lower", "the artifact's tensors alone"),
             Metric("bits_per_weight", "bits", "lower", "bits of all tensors per stored weight of the checkpoint"),
         )
+    }
+)
+
+#: What a machine decides as much as the artifact does.
+TIMED: Final = frozenset(
+    {
+        "load_seconds",
+        "cold_load_seconds",
+        "time_to_first_token_seconds",
+        "prefill_tokens_per_second",
+        "decode_tokens_per_second",
+        "peak_rss_bytes",
+        "steady_rss_bytes",
     }
 )
 
@@ -185,6 +204,7 @@ class GateOutcome:
         value: The measured value; None when it was not measured.
         outcome: `pass`, `fail` or `not_measured`.
         reason: Why it failed or was not measured; for a pass, why the limit is what it is.
+        binding: False where this machine cannot judge it by design, so that a build passes without it.
     """
 
     metric: str
@@ -192,6 +212,26 @@ class GateOutcome:
     value: float | None
     outcome: Outcome
     reason: str
+    binding: bool = True
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The samples behind measured values.
+
+    Attributes:
+        artifact: By metric, one value per round.
+        baselines: The same of the baselines; where a baseline was timed in the same rounds, values pair up.
+        max_spread: Scatter (interquartile range over median) beyond which rounds on both sides of a limit decide
+            nothing.
+    """
+
+    artifact: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    baselines: Mapping[Baseline, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    max_spread: float = math.inf
+
+
+NO_EVIDENCE: Final = Evidence()
 
 
 def _holds(op: Operator, value: float, limit: float) -> bool:
@@ -223,20 +263,40 @@ def _limit(gate: Gate, baselines: Mapping[Baseline, Mapping[str, float | None]])
     return gate.limit * base
 
 
+def _shares(gate: Gate, evidence: Evidence) -> list[float]:
+    """Return how many times the limit the value was in each round; empty where rounds do not pair up.
+
+    The ratio of one round is free of a drift that hits artifact and baseline alike.
+    """
+    values = evidence.artifact.get(gate.metric, ())
+    if gate.relative_to is None:
+        bases: Sequence[float] = [1.0] * len(values)
+    else:
+        bases = evidence.baselines.get(gate.relative_to, {}).get(gate.metric, ())
+    if len(bases) != len(values) or not gate.limit or not all(bases):
+        return []
+    return [value / (base * gate.limit) for value, base in zip(values, bases, strict=True)]
+
+
 def judge(
     gate: Gate,
     metrics: Mapping[str, float | None],
     baselines: Mapping[Baseline, Mapping[str, float | None]],
     *,
     missing: Mapping[str, str] = MappingProxyType({}),
+    evidence: Evidence = NO_EVIDENCE,
 ) -> GateOutcome:
     """Compare a measured value with its limit.
+
+    Where the rounds behind a value are known, the median of their ratios to the limit decides; where these scatter
+    too much and their middle half lies on both sides of the limit, the gate is `not_measured`.
 
     Args:
         gate: The limit.
         metrics: Measured values by metric; a metric that is absent or None was not measured.
         baselines: The same of the baselines.
         missing: Why a metric was not measured, where that is known.
+        evidence: The samples behind the values.
 
     Returns:
         The outcome. NaN and infinity fail, whatever the limit: no sound artifact has them.
@@ -252,7 +312,16 @@ def judge(
     limit = _limit(gate, baselines)
     if isinstance(limit, str):
         return replace(result, outcome="not_measured", reason=limit)
-    if _holds(gate.op, value, limit):
+    shares = _shares(gate, evidence)
+    holds = _holds(gate.op, statistics.median(shares), 1.0) if shares else _holds(gate.op, value, limit)
+    lower, upper = middle_half(shares)
+    if relative_spread(shares) > evidence.max_spread and _holds(gate.op, lower, 1.0) != _holds(gate.op, upper, 1.0):
+        reason = (
+            f"too noisy: the middle half of {len(shares)} rounds lies between {lower:.2f} and {upper:.2f} times what "
+            f"the gate asks, and they scatter by more than {evidence.max_spread:.0%}; measure on a quiet machine"
+        )
+        return replace(result, outcome="not_measured", reason=reason)
+    if holds:
         return result
     why = f" ({gate.why})" if gate.why else ""
     return replace(result, outcome="fail", reason=f"{value:.6g} is {_MISSED[gate.op]} {limit:.6g}{why}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO, Final
@@ -21,6 +21,7 @@ _STRING, _ARRAY = 8, 9
 _SCALARS: Final = MappingProxyType(
     {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 )
+_FLOATS: Final = frozenset({6, 12})
 _MAX_DIMENSIONS: Final = 4  # GGML_MAX_DIMS
 #: ggml refuses longer keys; it bounds what one entry can cost.
 _MAX_KEY_BYTES: Final = 65535
@@ -31,9 +32,10 @@ _MAX_NESTING: Final = 4
 
 @dataclass(frozen=True)
 class ArrayLength:
-    """An array of the metadata, of which only the length is kept."""
+    """An array of the metadata, of which only the length is kept, and what its elements are."""
 
     length: int
+    elements: str = field(default="values", compare=False)
 
 
 @dataclass(frozen=True)
@@ -117,14 +119,14 @@ def _array(cursor: _Cursor, depth: int) -> ArrayLength:
         size = struct.calcsize(_SCALARS[element])
         length = cursor.count(size)
         cursor.skip(length * size)
-        return ArrayLength(length)
+        return ArrayLength(length, "floats" if element in _FLOATS else "booleans" if element == 7 else "integers")
     length = cursor.count(8)
     for _ in range(length):
         if element == _STRING:
             cursor.skip(int(cursor.scalar("<Q")))
         else:
             _value(cursor, element, depth + 1)
-    return ArrayLength(length)
+    return ArrayLength(length, "strings" if element == _STRING else "arrays")
 
 
 def _value(cursor: _Cursor, kind: int, depth: int = 0) -> object:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekiln.errors import CheckpointError
+from edgekiln.tokenizer_file import parse_tokenizer, read_tokenizer
 
 
 def load_tokenizer(directory: Path, *, normalize: bool = True) -> Any:
@@ -18,20 +19,14 @@ def load_tokenizer(directory: Path, *, normalize: bool = True) -> Any:
         normalize: False leaves out the normalizer, as llama.cpp and ORT GenAI do.
 
     Raises:
-        CheckpointError: The file is missing or Hugging Face's library refuses it.
+        CheckpointError: The file is missing or damaged, or Hugging Face's library refuses it.
+        MachineError: The system does not let us read it.
     """
-    from tokenizers import Tokenizer
-
     path = directory / "tokenizer.json"
-    try:
-        content = path.read_text(encoding="utf-8")
-        if not normalize:
-            content = json.dumps(json.loads(content) | {"normalizer": None})
-        return Tokenizer.from_str(content)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    except Exception as error:  # noqa: BLE001 - the library raises a bare Exception for whatever it cannot parse
-        raise CheckpointError(f"{path} is no tokenizer that Hugging Face's library reads: {error}") from None
+    content, root = read_tokenizer(path)
+    if not normalize:
+        content = json.dumps(root | {"normalizer": None})
+    return parse_tokenizer(path, content)
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:

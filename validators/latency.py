@@ -9,59 +9,69 @@ from __future__ import annotations
 import importlib
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
+from edgekiln.affinity import pin
 from edgekiln.errors import ArtifactError
-from edgekiln.memory import peak_rss_bytes
+from edgekiln.memory import current_rss_bytes, peak_rss_bytes
 from edgekiln.validators.base import MeasurementProtocol, Runtime
+from edgekiln.validators.spread import relative_spread
 
-#: What is measured, in the report's names; `load_seconds` and `peak_rss_bytes` have one sample per process.
+#: What is measured, in the report's names; speeds at further lengths are `pp256`, `tg16`, ….
 METRICS: Final = (
     "load_seconds",
+    "cold_load_seconds",
     "time_to_first_token_seconds",
     "prefill_tokens_per_second",
     "decode_tokens_per_second",
     "peak_rss_bytes",
+    "steady_rss_bytes",
 )
+#: A run that is over in no time is repeated, so that the clock's and the scheduler's grain do not decide.
+_LEAST_SECONDS: Final = 0.3
+_MOST_RUNS: Final = 20
 
 
 @dataclass(frozen=True)
 class LatencySample:
-    """What one process measured; one value per repeat, in the order of measurement.
+    """What one process measured; each figure of a run is the median over the runs of that process.
 
     Attributes:
-        load_seconds: From the artifact's path to a runtime that is ready; imports of Python modules are not counted.
-        time_to_first_token_seconds: From a prompt of `prefill_tokens` to the first token, by the runtime's own call.
-        peak_rss_bytes: Highest resident memory of the process.
+        values: By metric, and by `ppN` and `tgN` for each length. `load_seconds` goes from the artifact's path to a
+            runtime that is ready, imports of Python modules not counted.
+        contention: Share of the processors' time that others used meanwhile, 0 to 1.
+        cpus: The logical processors that the process was bound to; None where that cannot be done.
     """
 
-    load_seconds: float
-    time_to_first_token_seconds: tuple[float, ...]
-    prefill_tokens_per_second: tuple[float, ...]
-    decode_tokens_per_second: tuple[float, ...]
-    peak_rss_bytes: int
+    values: Mapping[str, float]
+    contention: float
+    cpus: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Medians over all samples, with everything they are made of.
+    """Medians over all processes, with everything they are made of.
 
     Attributes:
-        spread: (largest - smallest) / median per metric: 0 when all samples are equal.
-        samples: The raw values per metric, in the order of measurement.
+        values: Medians by metric, `ppN` and `tgN`.
+        spread: Interquartile range over median of each: 0 when all samples are equal.
+        samples: One value per process, in the order of measurement.
+        contention: Median of the processes' contention.
+        cpus: The logical processors that the processes were bound to; None where that cannot be done.
+        no_cold_load: Why no load was a cold one; None where it was measured.
         runtime: What was timed, e.g. `llama.cpp`, and what of it by other means.
     """
 
-    load_seconds: float
-    time_to_first_token_seconds: float
-    prefill_tokens_per_second: float
-    decode_tokens_per_second: float
-    peak_rss_bytes: int
-    spread: dict[str, float]
-    samples: dict[str, tuple[float, ...]]
+    values: Mapping[str, float]
+    spread: Mapping[str, float]
+    samples: Mapping[str, tuple[float, ...]]
+    contention: float
+    cpus: tuple[int, ...] | None
+    no_cold_load: str | None
     runtime: str
 
 
@@ -71,63 +81,118 @@ def _timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
+def _settled(action: Callable[[], object], repeats: int) -> float:
+    """Return the median time of enough runs: at least `repeats`, and more while they are short."""
+    times: list[float] = []
+    while len(times) < repeats or (sum(times) < _LEAST_SECONDS and len(times) < _MOST_RUNS):
+        times.append(_timed(action))
+    return statistics.median(times)
+
+
+class _Contention:
+    """How busy others keep the processors, from its making on."""
+
+    def __init__(self) -> None:
+        self._begin = self._read()
+
+    @staticmethod
+    def _read() -> tuple[float, float, float]:
+        """Return (processors' time, idle processors' time, our time), in seconds."""
+        import psutil
+
+        all_of_them, own = psutil.cpu_times(), psutil.Process().cpu_times()
+        idle = all_of_them.idle + getattr(all_of_them, "iowait", 0.0)
+        guests = getattr(all_of_them, "guest", 0.0) + getattr(all_of_them, "guest_nice", 0.0)  # counted in user
+        return sum(all_of_them) - guests, idle, own.user + own.system
+
+    def share(self) -> float:
+        total, idle, own = (now - then for now, then in zip(self._read(), self._begin, strict=True))
+        return min(1.0, max(0.0, (total - idle - own) / total)) if total > 0 else 0.0
+
+
+def load_once(runtime: Runtime, path: Path, protocol: MeasurementProtocol) -> float:
+    """Return the seconds of one load; call it once per process. Whether it is a cold one is the caller's business."""
+    pin(protocol.threads)
+    for library in runtime.libraries:
+        importlib.import_module(library)
+    try:
+        return _timed(lambda: runtime.load(path, protocol.threads, protocol.context))
+    finally:
+        runtime.end()
+
+
 def measure(runtime: Runtime, path: Path, prompt: Sequence[int], protocol: MeasurementProtocol) -> LatencySample:
     """Load and time an artifact; call it once per process, before anything else has run there.
 
     Args:
         runtime: Not yet loaded.
         path: The artifact.
-        prompt: `protocol.prefill_tokens` token ids.
+        prompt: As many token ids as the longest prefill has.
         protocol: Lengths, warm-ups, repeats, threads.
     """
-    if len(prompt) != protocol.prefill_tokens:
-        raise ArtifactError(f"the latency prompt has {len(prompt)} tokens instead of {protocol.prefill_tokens}")
+    if len(prompt) != max(protocol.prefill_tokens):
+        raise ArtifactError(f"the latency prompt has {len(prompt)} tokens instead of {max(protocol.prefill_tokens)}")
+    cpus = pin(protocol.threads)  # before the libraries make their threads
     for library in runtime.libraries:
         importlib.import_module(library)
+    first = prompt[: protocol.prefill_tokens[0]]
     try:
-        load = _timed(lambda: runtime.load(path, protocol.threads, protocol.context))
+        values = {"load_seconds": _timed(lambda: runtime.load(path, protocol.threads, protocol.context))}
         for _ in range(protocol.warmups):
-            runtime.first_token(prompt)
+            runtime.first_token(first)
             runtime.decode(1)
-        first, prefill, decode = [], [], []
-        for _ in range(protocol.repeats):
-            first.append(_timed(lambda: runtime.first_token(prompt)))
-            prefill.append(len(prompt) / _timed(lambda: runtime.prefill(prompt)))
-            decode.append(protocol.decode_tokens / _timed(lambda: runtime.decode(protocol.decode_tokens)))
-        return LatencySample(load, tuple(first), tuple(prefill), tuple(decode), peak_rss_bytes())
+        contention = _Contention()
+        values["time_to_first_token_seconds"] = _settled(lambda: runtime.first_token(first), protocol.repeats)
+        values |= _speeds(runtime, prompt, protocol)
+        steady = current_rss_bytes()
+        values |= {"steady_rss_bytes": steady, "peak_rss_bytes": max(steady, peak_rss_bytes())}
+        return LatencySample(values, contention.share(), cpus)
     finally:
         runtime.end()
 
 
-def _spread(values: Sequence[float]) -> float:
-    middle = statistics.median(values)
-    return (max(values) - min(values)) / middle if middle else 0.0
+def _speeds(runtime: Runtime, prompt: Sequence[int], protocol: MeasurementProtocol) -> dict[str, float]:
+    """Return tokens per second at every length; the first length of each kind is the headline figure as well."""
+    speeds: dict[str, float] = {}
+    for length in protocol.prefill_tokens:
+        part = prompt[:length]
+        speeds[f"pp{length}"] = length / _settled(lambda part=part: runtime.prefill(part), protocol.repeats)  # type: ignore[misc]  # mypy cannot infer a lambda's default
+    for length in protocol.decode_tokens:
+        speeds[f"tg{length}"] = length / _settled(lambda length=length: runtime.decode(length), protocol.repeats)  # type: ignore[misc]  # the same
+    speeds["prefill_tokens_per_second"] = speeds[f"pp{protocol.prefill_tokens[0]}"]
+    speeds["decode_tokens_per_second"] = speeds[f"tg{protocol.decode_tokens[0]}"]
+    return speeds
 
 
-def aggregate(samples: Iterable[LatencySample], runtime: str) -> Latency:
+def aggregate(
+    samples: Sequence[LatencySample],
+    runtime: str,
+    *,
+    cold_loads: Sequence[float] = (),
+    no_cold_load: str | None = None,
+) -> Latency:
     """Return the medians over the samples of several processes.
+
+    Args:
+        samples: One per process.
+        runtime: What was timed.
+        cold_loads: Seconds of loads from the disk.
+        no_cold_load: Why they do not count; None where they do.
 
     Raises:
         ArtifactError: There is no sample.
     """
-    measured = list(samples)
-    if not measured:
+    if not samples:
         raise ArtifactError(f"latency in {runtime} has no sample")
-    values: dict[str, tuple[float, ...]] = {
-        "load_seconds": tuple(sample.load_seconds for sample in measured),
-        "time_to_first_token_seconds": tuple(v for s in measured for v in s.time_to_first_token_seconds),
-        "prefill_tokens_per_second": tuple(v for s in measured for v in s.prefill_tokens_per_second),
-        "decode_tokens_per_second": tuple(v for s in measured for v in s.decode_tokens_per_second),
-        "peak_rss_bytes": tuple(sample.peak_rss_bytes for sample in measured),
-    }
-    median = {metric: statistics.median(values[metric]) for metric in METRICS}
+    gathered = {name: tuple(sample.values[name] for sample in samples) for name in samples[0].values}
+    if cold_loads and no_cold_load is None:
+        gathered["cold_load_seconds"] = tuple(cold_loads)
     return Latency(
-        load_seconds=median["load_seconds"],
-        time_to_first_token_seconds=median["time_to_first_token_seconds"],
-        prefill_tokens_per_second=median["prefill_tokens_per_second"],
-        decode_tokens_per_second=median["decode_tokens_per_second"],
-        peak_rss_bytes=int(median["peak_rss_bytes"]),
-        spread={metric: _spread(values[metric]) for metric in METRICS},
-        samples=values,
+        values=MappingProxyType({name: statistics.median(values) for name, values in gathered.items()}),
+        spread=MappingProxyType({name: relative_spread(values) for name, values in gathered.items()}),
+        samples=MappingProxyType(gathered),
+        contention=statistics.median(sample.contention for sample in samples),
+        cpus=samples[0].cpus,
+        no_cold_load=no_cold_load,
         runtime=runtime,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from edgekiln.validators.report import BuildReport, Report
+from edgekiln.validators.report import BuildReport, Report, Speeds
 
 _MARKS = {"passed": "✅ passed", "failed": "❌ failed", "error": "💥 error", "unsupported": "➖ unsupported"}
 
@@ -46,9 +46,17 @@ def _summary_row(build: BuildReport) -> list[str]:
         number(latency.prefill_tokens_per_second if latency else None, ".0f"),
         number(decode, ".1f"),
         number(ratio, ".2f"),
+        build.health.status if build.health else "–",
     ]
 
 
+_FIGURES = (
+    "load_seconds",
+    "cold_load_seconds",
+    "time_to_first_token_seconds",
+    "peak_rss_bytes",
+    "steady_rss_bytes",
+)
 _SUMMARY = (
     "build",
     "status",
@@ -61,18 +69,59 @@ _SUMMARY = (
     "prefill tok/s",
     "decode tok/s",
     "decode / fp16",
+    "health",
 )
+
+
+def _share(value: float | None) -> str:
+    return number(None if value is None else 100 * value, ".0f")
+
+
+def _latency(build: BuildReport) -> list[str]:
+    """Return one row per figure: the artifact's median and scatter, and the medians of what it is compared with."""
+    latency = build.latency
+    if latency is None:
+        return []
+    rows = [
+        [
+            figure,
+            number(_figure(latency, figure), ".6g"),
+            _share(latency.spread.get(figure)),
+            number(_figure(latency.fp16_artifact, figure), ".6g"),
+            number(_figure(latency.reference, figure), ".6g"),
+        ]
+        for figure in (*_FIGURES, *latency.by_length)
+    ]
+    pinned = latency.pinned_to
+    threads = f"{latency.threads} threads" + (f" on processors {', '.join(map(str, pinned))}" if pinned else "")
+    busy = "" if latency.contention is None else f"; others used {latency.contention:.0%} of the processors"
+    header = ("figure", "median", "scatter %", "fp16 artifact", "reference")
+    return [*_table(header, rows), "", f"{latency.runtime}, {threads}{busy}.", ""]
+
+
+def _figure(speeds: Speeds | None, name: str) -> float | None:
+    if speeds is None:
+        return None
+    value = speeds.by_length.get(name, getattr(speeds, name, None))
+    return value if isinstance(value, int | float) else None
 
 
 def _details(build: BuildReport) -> list[str]:
     lines = [f"## {build.id}: {_MARKS[build.status]}", ""]
-    if build.reason:
+    if build.health is not None:
+        lines += [f"Health: {build.health.status}.", ""]
+        lines += [*(f"- {_cell(finding)}" for finding in build.health.findings), ""] if build.health.findings else []
+    elif build.reason:
         lines += [_cell(build.reason), ""]
+    if build.stand_in is not None:
+        missing = "; ".join(build.stand_in.not_measured)
+        lines += [f"{_cell(build.stand_in.what)}. Not measured: {_cell(missing)}.", ""]
     if build.artifact:
         lines += [f"Artifact: `{build.artifact}`", ""]
     if build.gates:
         rows = [[g.metric, g.limit, number(g.value, ".6g"), g.outcome, g.reason] for g in build.gates]
         lines += [*_table(("gate", "limit", "value", "outcome", "reason"), rows), ""]
+    lines += _latency(build)
     noteworthy = [check for check in build.structure if check.outcome != "pass"]
     passed = len(build.structure) - len(noteworthy)
     if build.structure:
@@ -97,7 +146,7 @@ def render_markdown(report: Report) -> str:
         lines += [
             f"Compared on the {report.corpus.name} corpus with {protocol.reference}.",
             f"{protocol.scored_tokens} positions were scored, in windows of {protocol.window} tokens.",
-            f"Speeds are medians of {protocol.repeats} processes, each after {protocol.warmups} warm-up:",
+            f"Speeds are medians of at least {protocol.repeats} processes, each after {protocol.warmups} warm-up:",
             f"prefill of {protocol.prefill_tokens} and decoding of {protocol.decode_tokens} tokens,",
             f"on {report.host.processor}.",
             "",

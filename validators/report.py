@@ -55,10 +55,15 @@ class ProtocolReport(_Value):
     window: int = Field(description="Tokens per window.")
     scored_tokens: int = Field(description="Positions whose distributions were compared.")
     threads: int | None = Field(description="Threads of the runtimes; null where builds differ: see each build.")
-    repeats: int = Field(description="Measured runs behind each median.")
+    repeats: int = Field(description="Rounds of fresh processes behind each median, at least.")
     warmups: int
-    prefill_tokens: int
-    decode_tokens: int
+    prefill_tokens: int = Field(description="Prompt length of the headline prefill speed and of TTFT.")
+    decode_tokens: int = Field(description="Generated tokens of the headline decode speed.")
+    prefill_lengths: tuple[int, ...] = Field(default=(), description="All prompt lengths that were timed.")
+    decode_lengths: tuple[int, ...] = Field(default=(), description="All numbers of generated tokens.")
+    max_spread: float | None = Field(
+        default=None, description="Scatter (interquartile range over median) beyond which a speed is too noisy."
+    )
     greedy_tokens: int
     greedy_prompts: int
     reference: str = Field(description="What the reference is, in words.")
@@ -98,11 +103,20 @@ class ParityReport(_Value):
 class Speeds(_Value):
     """Medians of one model in one runtime; null where it could not be measured."""
 
-    load_seconds: float | None = None
-    time_to_first_token_seconds: float | None = None
+    load_seconds: float | None = Field(default=None, description="With the files in the page cache.")
+    cold_load_seconds: float | None = Field(default=None, description="With the files on the disk alone.")
+    time_to_first_token_seconds: float | None = Field(
+        default=None, description="From a prompt to its first token, by the runtime's own generate call."
+    )
     prefill_tokens_per_second: float | None = None
     decode_tokens_per_second: float | None = None
-    peak_rss_bytes: int | None = None
+    peak_rss_bytes: int | None = Field(default=None, description="Highest resident memory, mapped files included.")
+    steady_rss_bytes: int | None = Field(default=None, description="Resident memory after generating.")
+    by_length: dict[str, float] = Field(
+        default={}, description="Tokens per second by length, as llama-bench names them: pp128, tg64."
+    )
+    spread: dict[str, float] = Field(default={}, description="Interquartile range over median of each figure.")
+    samples: dict[str, tuple[float, ...]] = Field(default={}, description="One value per process, in order.")
 
 
 class LatencyReport(Speeds):
@@ -110,6 +124,12 @@ class LatencyReport(Speeds):
 
     runtime: str
     threads: int
+    pinned_to: tuple[int, ...] | None = Field(
+        default=None, description="Logical processors that the processes were bound to; null where that cannot be done."
+    )
+    contention: float | None = Field(
+        default=None, description="Share of the processors' time that other processes used meanwhile."
+    )
     reference: Speeds | None = Field(default=None, description="Transformers on the checkpoint, in float32.")
     fp16_artifact: Speeds | None = Field(
         default=None, description="The same checkpoint at fp16 in the same container and runtime."
@@ -124,6 +144,23 @@ class GateReport(_Value):
     value: float | None
     outcome: Literal["pass", "fail", "not_measured"]
     reason: str
+    binding: bool = Field(
+        default=True, description="False where this machine cannot judge it by design; the build passes without it."
+    )
+
+
+class StandInReport(_Value):
+    """What ran here in place of what will run on the device."""
+
+    what: str = Field(description="What stood in for what.")
+    not_measured: tuple[str, ...] = Field(description="What this says nothing about.")
+
+
+class HealthReport(_Value):
+    """One word on a build, and what to do about it."""
+
+    status: Literal["healthy", "degraded", "unhealthy"]
+    findings: tuple[str, ...] = Field(default=(), description="What is not as it should be, each with what to do.")
 
 
 BuildStatus = Literal["passed", "failed", "error", "unsupported"]
@@ -151,6 +188,10 @@ class BuildReport(_Value):
     gates: tuple[GateReport, ...] = ()
     notes: tuple[str, ...] = Field(default=(), description="Tensors that lie in another type than was asked for.")
     not_measured: dict[str, str] = Field(default={}, description="What is missing here, and why.")
+    stand_in: StandInReport | None = Field(
+        default=None, description="Set where the target's own runtime or processor is not this machine's."
+    )
+    health: HealthReport | None = Field(default=None, description="Null where the build is unsupported.")
     log: str | None = Field(default=None, description="Log of the runtimes, relative to the report.")
 
 

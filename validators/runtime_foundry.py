@@ -75,6 +75,11 @@ class FoundryRuntime:
         except sdk.FoundryLocalException as error:
             raise ArtifactError(f"Foundry Local cannot load {path}: {error}") from None
 
+    @property
+    def model(self) -> Any:
+        """The loaded model, for sessions."""
+        return self._model
+
     def chat(self, messages: Sequence[dict[str, str]], count: int) -> FoundryReply:
         """Return the greedy reply of at most `count` tokens to a conversation of `role` and `content`."""
         import foundry_local_sdk as sdk

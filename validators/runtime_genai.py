@@ -16,7 +16,7 @@ from edgekiln.validators.base import LOGIT_CHUNK
 
 
 @contextlib.contextmanager
-def _refusals(what: str) -> Iterator[None]:
+def refusals(what: str) -> Iterator[None]:
     """Turn what ORT GenAI raises into an ArtifactError."""
     try:
         yield
@@ -44,7 +44,7 @@ class GenaiRuntime:
         og.disable_telemetry_events()
         options = {"intra_op_num_threads": threads}
         overlay = {"model": {"decoder": {"session_options": options}}}
-        with _refusals(f"load {path}"):
+        with refusals(f"load {path}"):
             config = og.Config(str(path))
             config.clear_providers()
             config.overlay(json.dumps(overlay))
@@ -60,7 +60,7 @@ class GenaiRuntime:
         """Return ORT GenAI's own ids of `text`; it always recognises special tokens."""
         if not special:
             raise ArtifactError("ORT GenAI's tokenizer cannot read special tokens as plain text")
-        with _refusals("tokenize"):
+        with refusals("tokenize"):
             return [int(token) for token in self._tokenizer.encode(text)]
 
     def _generator(self, **options: object) -> Any:
@@ -76,11 +76,11 @@ class GenaiRuntime:
 
         The graph's output has a row for every appended token; `get_logits` would give the last one only.
         """
-        with _refusals("run the graph"):
+        with refusals("run the graph"):
             generator = self._generator()
         for start in range(0, len(ids), LOGIT_CHUNK):
             part = np.asarray(ids[start : start + LOGIT_CHUNK], dtype=np.int32)
-            with _refusals("run the graph"):
+            with refusals("run the graph"):
                 generator.append_tokens(part)
                 output = generator.get_output("logits")
             if output.shape[:2] != (1, len(part)):
@@ -93,7 +93,7 @@ class GenaiRuntime:
     def greedy(self, ids: Sequence[int], count: int, stop: Collection[int]) -> list[int]:
         """Decode greedily through `generate_next_token`."""
         tokens: list[int] = []
-        with _refusals("decode"):
+        with refusals("decode"):
             generator = self._generator()
             generator.append_tokens(np.asarray(ids, dtype=np.int32))
             while len(tokens) < count and not generator.is_done():
@@ -105,14 +105,14 @@ class GenaiRuntime:
 
     def prefill(self, ids: Sequence[int]) -> None:
         """Process a prompt; returns when the logits of its last token are there."""
-        with _refusals("process a prompt"):
+        with refusals("process a prompt"):
             generator = self._generator()
             generator.append_tokens(np.asarray(ids, dtype=np.int32))
             generator.get_logits()
 
     def decode(self, count: int) -> None:
         """Generate `count` tokens after one; the end-of-turn token is held back by a minimum length."""
-        with _refusals("decode"):
+        with refusals("decode"):
             generator = self._generator(min_length=count + 1)
             generator.append_tokens(np.zeros(1, dtype=np.int32))
             for _ in range(count):
@@ -126,7 +126,7 @@ class GenaiRuntime:
         """Return (greedy reply, tokens of the prompt), with template, penalties and end of turn of the directory."""
         import onnxruntime_genai as og
 
-        with _refusals("chat"):
+        with refusals("chat"):
             prompt = self._tokenizer.apply_chat_template(json.dumps(list(messages)), add_generation_prompt=True)
             ids = self._tokenizer.encode(prompt)
             parameters = og.GeneratorParams(self._model)

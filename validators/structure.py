@@ -233,7 +233,7 @@ def _initializers(graph: Any) -> Iterator[Any]:
                 yield from (tensor for tensor in constants if tensor.data_location == TensorProto.EXTERNAL)
 
 
-def _tensor_nbytes(tensor: Any) -> int:
+def tensor_nbytes(tensor: Any) -> int:
     """Return the bytes that a tensor's type and shape need.
 
     Raises:
@@ -289,7 +289,7 @@ def _external_region(root: Path, folder: Path, tensor: Any, nbytes: int) -> _Reg
     return path, offset, length
 
 
-def _external_regions(root: Path, folder: Path, model: Any) -> tuple[dict[_Region, str], int]:
+def external_regions(root: Path, folder: Path, model: Any) -> tuple[dict[_Region, str], int]:
     """Return the regions of data files that tensors lie in, and the bytes of the tensors inside the graph.
 
     Raises:
@@ -300,7 +300,7 @@ def _external_regions(root: Path, folder: Path, model: Any) -> tuple[dict[_Regio
     regions: dict[_Region, str] = {}
     inline = 0
     for tensor in _initializers(model.graph):
-        nbytes = _tensor_nbytes(tensor)
+        nbytes = tensor_nbytes(tensor)
         if tensor.data_location != TensorProto.EXTERNAL:
             inline += nbytes
         else:
@@ -390,7 +390,7 @@ def _inference_model(directory: Path) -> CheckResult:
 
 
 def _onnx_files(directory: Path, model_path: Path, model: Any) -> tuple[CheckResult, int]:
-    regions, inline = _external_regions(directory, model_path.parent, model)
+    regions, inline = external_regions(directory, model_path.parent, model)
     if (sentence := _overlap(regions)) is not None:
         return CheckResult("files", "fail", sentence), 0
     if not (directory / "tokenizer.json").is_file():

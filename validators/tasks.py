@@ -25,7 +25,7 @@ from edgekiln.validators.base import MeasurementProtocol, Runtime
 from edgekiln.validators.corpus import Window, make_windows, read_corpus, read_prompts
 from edgekiln.validators.hf_tokenizer import encode, load_tokenizer, render_chat
 from edgekiln.validators.kinds import identify
-from edgekiln.validators.latency import measure
+from edgekiln.validators.latency import load_once, measure
 from edgekiln.validators.parity import (
     LogitRows,
     RowComparison,
@@ -64,7 +64,8 @@ def _ended(runtime: _E) -> Iterator[_E]:
 
 
 def _protocol(request: Json) -> MeasurementProtocol:
-    return MeasurementProtocol(**request["protocol"])
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in request["protocol"].items()}
+    return MeasurementProtocol(**values)
 
 
 def _latency_prompt(windows: Sequence[Sequence[int]], length: int) -> list[int]:
@@ -152,7 +153,7 @@ def reference(request: Json) -> Json:
         "windows": [{"section": window.section, "ids": list(window.ids)} for window in windows],
         "greedy": [{"prompt": p, "reply": r} for p, r in zip(prompts, replies, strict=True)],
         "stop": list(stop),
-        "latency_prompt": _latency_prompt([window.ids for window in windows], protocol.prefill_tokens),
+        "latency_prompt": _latency_prompt([window.ids for window in windows], max(protocol.prefill_tokens)),
         "rounding": dataclasses.asdict(rounding),
     }
     (directory / INDEX).write_text(json.dumps(index), encoding="utf-8")
@@ -209,6 +210,12 @@ def latency(request: Json) -> Json:
     """Measure one process. Request: `format` (or `reference`), `path`, `prompt`, `protocol`."""
     runtime = RUNTIMES[request["format"]]()
     return dataclasses.asdict(measure(runtime, Path(request["path"]), request["prompt"], _protocol(request)))
+
+
+def load(request: Json) -> Json:
+    """Time one load and nothing else. Request: `format`, `path`, `protocol`."""
+    runtime = RUNTIMES[request["format"]]()
+    return {"seconds": load_once(runtime, Path(request["path"]), _protocol(request))}
 
 
 def structure(request: Json) -> Json:
@@ -268,6 +275,7 @@ TASKS: Final[Mapping[str, Task]] = MappingProxyType(
         "reference": reference,
         "parity": parity,
         "latency": latency,
+        "load": load,
         "structure": structure,
         "tokenizer": tokenizer,
         "foundry_chat": foundry_chat,

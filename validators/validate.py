@@ -154,13 +154,16 @@ def sample_latency(
         "protocol": dataclasses.asdict(protocol),
     }
     answer = _run("latency", request, log=log, limits=limits)
-    return LatencySample(
-        load_seconds=answer["load_seconds"],
-        time_to_first_token_seconds=tuple(answer["time_to_first_token_seconds"]),
-        prefill_tokens_per_second=tuple(answer["prefill_tokens_per_second"]),
-        decode_tokens_per_second=tuple(answer["decode_tokens_per_second"]),
-        peak_rss_bytes=answer["peak_rss_bytes"],
-    )
+    cpus = answer["cpus"]
+    return LatencySample(answer["values"], answer["contention"], None if cpus is None else tuple(cpus))
+
+
+def sample_load(
+    kind: str, path: Path, protocol: MeasurementProtocol, *, log: Path, limits: Limits | None = None
+) -> float:
+    """Return the seconds that one fresh process takes to load an artifact."""
+    request = {"format": kind, "path": str(path.resolve()), "protocol": dataclasses.asdict(protocol)}
+    return float(_run("load", request, log=log, limits=limits)["seconds"])
 
 
 def artifact_size(kind: ArtifactKind) -> int:

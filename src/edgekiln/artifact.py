@@ -57,6 +57,13 @@ class SchemeEntry(_Value):
     embedding_group_size: int | None = None
 
 
+class DeviceEntry(_Value):
+    """Where the artifact is to run, as far as that decided what is in it."""
+
+    execution_provider: str = Field(default="cpu", description="Where the runtime computes, e.g. cpu or webgpu.")
+    context_length: int | None = Field(default=None, description="Tokens planned for; null for the model's own.")
+
+
 class TensorEntry(_Value):
     """One tensor of the artifact."""
 
@@ -76,6 +83,7 @@ class Manifest(_Value):
     container_type: str = Field(description="What the container holds, e.g. 'MatMulNBits int4 g32 sym' or 'Q4_0'.")
     checkpoint: CheckpointEntry
     scheme: SchemeEntry
+    device: DeviceEntry = DeviceEntry()
     tools: dict[str, str] = Field(description="Versions of the tools and native libraries that touched the bytes.")
     files: tuple[FileEntry, ...]
     tensors: tuple[TensorEntry, ...]
@@ -118,6 +126,9 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot flush directories
+            raise
     finally:
         os.close(descriptor)
 
@@ -126,12 +137,38 @@ def check_destination(out: Path) -> None:
     """Refuse a destination that exists and is not an empty directory.
 
     Raises:
-        UsageError: Something is there.
+        UsageError: Something is there, or it is the working directory, or no path at all.
+        MachineError: The system does not let us look.
     """
-    if out.is_dir() and not out.is_symlink() and not any(out.iterdir()):
-        return
-    if out.exists() or out.is_symlink():
+    try:
+        if out.is_dir() and not out.is_symlink() and not any(out.iterdir()):
+            if out.samefile(Path.cwd()):
+                raise UsageError(f"{out} is the working directory, which cannot be replaced; name a new directory")
+            return
+        taken = out.exists() or out.is_symlink()
+    except ValueError as error:  # a NUL in it
+        raise UsageError(f"{str(out)!r} is no path: {error}; choose another --out") from None
+    except OSError as error:
+        raise write_fault(out, error) from None
+    if taken:
         raise UsageError(f"{out} exists already; artifacts are never overwritten: choose another --out or remove it")
+
+
+def write_fault(path: Path, error: OSError) -> MachineError:
+    """Return what to raise where `path` cannot be made or written."""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return MachineError(f"cannot write {path}: the disk is full; free space or choose another --out")
+        case errno.EFBIG:
+            return MachineError(
+                f"cannot write {path}: the file system or a limit of this process allows no file of that size; "
+                "choose another --out"
+            )
+        case errno.EEXIST | errno.ENOTDIR:
+            return MachineError(f"cannot write {path}: a part of it exists and is no directory; choose another --out")
+        case errno.EBUSY:
+            return MachineError(f"cannot replace {path}, which is a mount point; choose a new directory inside it")
+    return MachineError(f"cannot write {path}: {error.strerror or error}; choose another --out")
 
 
 @contextmanager
@@ -140,14 +177,15 @@ def staged(out: Path) -> Iterator[Path]:
 
     Raises:
         UsageError: `out` exists and is not an empty directory.
-        MachineError: The disk is full or cannot be written.
+        StepError: Another process made it meanwhile.
+        MachineError: It cannot be written, or an OSError came out of the block.
     """
     check_destination(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+        staging = Path(tempfile.mkdtemp(prefix=f".{out.name[:40]}.", suffix=".partial", dir=out.parent))
     except OSError as error:
-        raise MachineError(f"cannot write into {out.parent}: {error.strerror}; choose another --out") from None
+        raise write_fault(out, error) from None
     try:
         yield staging
         for path in sorted(staging.rglob("*")):
@@ -158,17 +196,19 @@ def staged(out: Path) -> Iterator[Path]:
         staging.rename(out)
         _sync(out.parent)
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise MachineError(f"the disk of {out.parent} is full; free space or choose another --out") from error
         if error.errno in {errno.EEXIST, errno.ENOTEMPTY}:
             raise StepError(f"{out} was made by another process meanwhile; nothing was overwritten") from error
-        raise
+        raise write_fault(out, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old or the new content, never a part."""
+    """Write a text file so that a reader sees the old or the new content, never a part.
+
+    Raises:
+        MachineError: It cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +218,7 @@ def write_atomically(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise MachineError(f"cannot write {path}: {error.strerror}; choose another --out") from None
+        raise write_fault(path, error) from None
     finally:
         if temporary.exists():
             temporary.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,14 +13,21 @@ from typing import Final
 
 from edgekiln.errors import CheckpointError, UsageError, nearest
 from edgekiln.families import FAMILIES, HEAD, Family, expected_tensors
+from edgekiln.files import read_text
 from edgekiln.hub import fetch_snapshot, parse_hub_id
+from edgekiln.hub_files import Listener
 from edgekiln.model_config import ModelConfig, parse_config, read_json
-from edgekiln.safetensors import TensorInfo, TensorReader, read_index
+from edgekiln.safetensors import MAX_TENSORS, TensorInfo, TensorReader, read_index
+from edgekiln.template_check import MAX_TEMPLATE_BYTES, template_fault
+from edgekiln.tokenizer_file import check_tokenizer
 
 #: The name under which the embedded checkpoint is asked for.
 EMBEDDED: Final = "tiny-qwen3"
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+#: No path, no drive, no stream of NTFS, nothing that a file system folds into another name.
+_SHARD_NAME: Final = re.compile(r"[\w.+=@ -]{1,200}\.safetensors")
+_MAX_SHARDS: Final = 1000
 #: Files that make up the tokenizer; exporters copy those that exist, byte for byte.
 TOKENIZER_FILES: Final = (
     "tokenizer.json",
@@ -80,18 +88,8 @@ class Checkpoint:
     @cached_property
     def chat_template(self) -> str | None:
         """The chat template: chat_template.jinja, or the one in tokenizer_config.json; None if there is none."""
-        path = self.directory / "chat_template.jinja"
-        if path.exists():
-            try:
-                return path.read_bytes().decode("utf-8")  # read_text would change its line ends
-            except UnicodeDecodeError as error:
-                raise CheckpointError(f"{path} is not UTF-8: {error}") from None
-        config_path = self.directory / "tokenizer_config.json"
-        template = read_json(config_path).get("chat_template") if config_path.exists() else None
-        if isinstance(template, list):  # several named templates, as transformers 4 stored them
-            named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-            template = named.get("default")
-        return template if isinstance(template, str) else None
+        found = _chat_template(self.directory)
+        return None if found is None else found[1]
 
 
 def embedded_directory() -> Path:
@@ -99,12 +97,34 @@ def embedded_directory() -> Path:
     return Path(__file__).parent / "data" / EMBEDDED
 
 
-def _shard_paths(directory: Path) -> list[Path]:
-    """Return the shards of a checkpoint, all of them inside its directory."""
+def _chat_template(directory: Path) -> tuple[Path, str] | None:
+    """Return the file that holds the chat template and the template with its line ends as they are."""
+    path = directory / "chat_template.jinja"
+    if path.exists():
+        return path, read_text(path, MAX_TEMPLATE_BYTES)
+    path = directory / "tokenizer_config.json"
+    template = read_json(path).get("chat_template") if path.exists() else None
+    if isinstance(template, list):  # several named templates, as transformers 4 stored them
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    if template is not None and not isinstance(template, str):
+        raise CheckpointError(f"{path}: chat_template must be a text, not {type(template).__name__}")
+    return None if template is None else (path, template)
+
+
+def _check_text(directory: Path, config: ModelConfig) -> None:
+    """Refuse a tokenizer or a chat template with which nothing could be measured."""
+    check_tokenizer(directory, config.vocab_size)
+    if (found := _chat_template(directory)) is not None and (fault := template_fault(found[1])) is not None:
+        raise CheckpointError(f"{found[0]}: the chat template cannot be used, {fault}; mend or remove it")
+
+
+def _weight_map(directory: Path) -> dict[str, str] | None:
+    """Return the shard of each tensor as the index lists it, None for a checkpoint in one file."""
     index_path = directory / _INDEX
-    if (directory / _SINGLE).exists() and not index_path.exists():
-        return [directory / _SINGLE]
     if not index_path.exists():
+        if (directory / _SINGLE).exists():
+            return None
         if any(directory.glob("*.bin")) or any(directory.glob("*.pt")):
             raise CheckpointError(
                 f"{directory} has pickled weights only (.bin), which can run code when opened; convert them to "
@@ -112,24 +132,51 @@ def _shard_paths(directory: Path) -> list[Path]:
             )
         raise CheckpointError(f"{directory} has neither {_SINGLE} nor {_INDEX}")
     weight_map = read_json(index_path).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(n, str) for n in weight_map.values()):
         raise CheckpointError(f"{index_path} has no usable 'weight_map'")
-    names = sorted(set(weight_map.values()))
+    return weight_map
+
+
+def _shard_paths(directory: Path, weight_map: dict[str, str] | None) -> list[Path]:
+    """Return the shards of a checkpoint, all of them files in its directory and all such files there.
+
+    A shard may be a symbolic link that leaves the directory: the Hub's cache consists of such links.
+    """
+    names = [_SINGLE] if weight_map is None else sorted(set(weight_map.values()))
+    listed_by = "there is no index that lists it" if weight_map is None else f"{_INDEX} does not list it"
+    if len(names) > _MAX_SHARDS:
+        raise CheckpointError(f"{directory / _INDEX} lists {len(names)} shards, more than the {_MAX_SHARDS} allowed")
     for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{index_path} points to {name!r}; a shard must be a .safetensors file beside it")
+        if not _SHARD_NAME.fullmatch(name):
+            raise CheckpointError(
+                f"{directory / _INDEX} points to {name!r}; a shard must be a .safetensors file beside it"
+            )
         if not (directory / name).exists():
             raise CheckpointError(f"{directory / name} is missing, though {_INDEX} lists it; fetch it again")
+    if extra := sorted({path.name for path in directory.glob("*.safetensors")} - set(names)):
+        raise CheckpointError(
+            f"{directory / extra[0]} is no part of the checkpoint: {listed_by}; merge it into the weights or remove it"
+        )
     return [directory / name for name in names]
 
 
-def _merge_shards(paths: list[Path]) -> dict[str, TensorInfo]:
+def _merge_shards(directory: Path, paths: list[Path], weight_map: dict[str, str] | None) -> dict[str, TensorInfo]:
+    """Return the tensors of all shards; each must be where the index says."""
     tensors: dict[str, TensorInfo] = {}
     for path in paths:
         for name, info in read_index(path).items():
             if name in tensors:
                 raise CheckpointError(f"{name} is in both {tensors[name].path.name} and {path.name}; remove one")
             tensors[name] = info
+        if len(tensors) > MAX_TENSORS:
+            raise CheckpointError(f"{directory} has more than the {MAX_TENSORS} tensors that Edgekiln reads")
+    for name in () if weight_map is None else sorted(weight_map.keys() | tensors.keys()):
+        listed, found = (weight_map or {}).get(name), tensors[name].path.name if name in tensors else None
+        if listed != found:
+            raise CheckpointError(
+                f"{directory / _INDEX} has {name} in {listed or 'no shard'}, but it is in {found or 'none'}; "
+                "fetch index and shards again, from one revision"
+            )
     return tensors
 
 
@@ -154,7 +201,7 @@ def _check_tensors(directory: Path, config: ModelConfig, tensors: dict[str, Tens
     return {name: tensors[name] for name in expected}
 
 
-def resolve(source: str, *, offline: bool = False) -> tuple[Path, str | None]:
+def resolve(source: str, *, offline: bool = False, listener: Listener | None = None) -> tuple[Path, str | None]:
     """Return (directory, commit) of a checkpoint: the embedded one, a local directory, else a Hub id.
 
     Raises:
@@ -170,16 +217,21 @@ def resolve(source: str, *, offline: bool = False) -> tuple[Path, str | None]:
     if parse_hub_id(source) is None or source.startswith((".", "/", "~")):
         hint = f"; {nearest(source, [EMBEDDED])}" if path.name == source else ""
         raise UsageError(f"{source!r} is no checkpoint: no such directory and no Hub id like org/name{hint}")
-    return fetch_snapshot(source, offline=offline)
+    return fetch_snapshot(source, offline=offline, listener=listener)
 
 
-def open_checkpoint(source: str, *, offline: bool = False) -> Checkpoint:
+def open_checkpoint(
+    source: str, *, offline: bool = False, check_text: bool = True, listener: Listener | None = None
+) -> Checkpoint:
     """Open a checkpoint, checking all that can be checked without reading weights.
 
     Args:
         source: A local directory, `tiny-qwen3` (the embedded checkpoint), or a Hub id
             `[hf://]org/name[@revision]`.
         offline: Take Hub ids from the local cache only.
+        check_text: Load the tokenizer and parse the chat template too, which takes half a second for a vocabulary
+            of 150,000; False where another process has done so.
+        listener: Is told how a fetch goes on.
 
     Raises:
         UsageError: There is no such checkpoint.
@@ -187,9 +239,11 @@ def open_checkpoint(source: str, *, offline: bool = False) -> Checkpoint:
         UnsupportedError: Its family, or something it uses, is not supported.
         MachineError: It has to be fetched and cannot be.
     """
-    directory, revision = resolve(source, offline=offline)
+    directory, revision = resolve(source, offline=offline, listener=listener)
     config = parse_config(directory, FAMILIES)
-    tensors = _check_tensors(directory, config, _merge_shards(_shard_paths(directory)))
-    if not (directory / "tokenizer.json").exists():
-        raise CheckpointError(f"{directory} has no tokenizer.json; save the fast tokenizer beside the weights")
+    weight_map = _weight_map(directory)
+    stored = _merge_shards(directory, _shard_paths(directory, weight_map), weight_map)
+    tensors = _check_tensors(directory, config, stored)
+    if check_text:
+        _check_text(directory, config)
     return Checkpoint(source, directory, revision, config, FAMILIES[config.model_type], MappingProxyType(tensors))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekiln import __version__
+from edgekiln import __version__, completion
 
 if TYPE_CHECKING:
     from edgekiln.pipelines.plan import Plan
@@ -35,25 +35,43 @@ def cli(debug: bool) -> None:
 
 
 def _show(text: str) -> None:
-    """Print a result; a reader that has gone away changes nothing about the exit code."""
-    try:
-        print(text.rstrip("\n"), flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that flushing at exit does not fail again
+    from edgekiln.standard_streams import show
+
+    show(text)
 
 
 def _selection(command: Any) -> Any:
     """Add the options that select builds; build and plan share them."""
     options = [
-        click.argument("pipeline", default="default"),
-        click.option("--checkpoint", metavar="PATH|ID[@REV]", help="Model directory, Hub id, or tiny-qwen3."),
-        click.option("--target", "only", multiple=True, metavar="NAME", help="Build for this target only; repeatable."),
-        click.option("--out", metavar="DIR", help="Folder for artifacts and reports.  [default: ./artifacts]"),
+        click.argument("pipeline", default="default", shell_complete=completion.pipelines),
         click.option(
-            "--targets", metavar="FILE", help="Targets file.  [default: ./targets.yaml, else the shipped one]"
+            "--checkpoint",
+            metavar="PATH|ID[@REV]",
+            help="Model directory, Hub id, or tiny-qwen3.",
+            shell_complete=completion.checkpoints,
         ),
         click.option(
-            "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a setting; repeatable."
+            "--target",
+            "only",
+            multiple=True,
+            metavar="NAME",
+            help="Build for this target only; repeatable.",
+            shell_complete=completion.target_names,
+        ),
+        click.option("--out", metavar="DIR", help="Folder for artifacts and reports.  [default: ./artifacts]"),
+        click.option(
+            "--targets",
+            metavar="FILE",
+            help="Targets file.  [default: ./targets.yaml, else the shipped one]",
+            shell_complete=completion.paths,
+        ),
+        click.option(
+            "--set",
+            "assignments",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Override a setting; repeatable.",
+            shell_complete=completion.settings,
         ),
         click.option("--offline", is_flag=True, default=None, help="Take Hub checkpoints from the local cache only."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output and nothing else."),
@@ -77,7 +95,7 @@ def _make_plan(
 
     return make_plan(
         pipeline,
-        formats={name: exporter.precisions for name, exporter in EXPORTERS.items()},
+        formats=EXPORTERS,
         flags={"checkpoint": checkpoint, "out": out, "targets": targets, "offline": offline},
         assignments=assignments,
         environment=os.environ,
@@ -103,20 +121,39 @@ def build(as_json: bool, **selection: Any) -> int:
 
 @cli.command()
 @_selection
-def plan(as_json: bool, **selection: Any) -> None:
+@click.option("--explain", metavar="BUILD", help="Show every effective setting of one build and where it came from.")
+def plan(as_json: bool, explain: str | None, **selection: Any) -> None:
     """Show the matrix of PIPELINE, and why a cell cannot be built; write nothing."""
     from edgekiln.pipelines.run import reasons_against
-    from edgekiln.pipelines.tables import plan_json, plan_text
+    from edgekiln.pipelines.tables import build_text, plan_json, plan_text
 
     made = _make_plan(**selection)
     reasons, note = reasons_against(made)
-    _show(plan_json(made, reasons) if as_json else plan_text(made, reasons, note))
+    if as_json:
+        _show(plan_json(made, reasons))
+    elif explain is not None:
+        _show(build_text(made, explain, reasons))
+    else:
+        _show(plan_text(made, reasons, note))
 
 
 @cli.command()
-@click.argument("checkpoint")
-@click.option("--format", "format_name", required=True, metavar="onnx|gguf|foundry-local", help="Container.")
-@click.option("--precision", required=True, metavar="fp16|int8|int4|nf4|q4_k_m|…", help="What the weights become.")
+@click.argument("checkpoint", shell_complete=completion.checkpoints)
+@click.option(
+    "--format",
+    "format_name",
+    required=True,
+    metavar="onnx|gguf|foundry-local",
+    help="Container.",
+    shell_complete=completion.choices,
+)
+@click.option(
+    "--precision",
+    required=True,
+    metavar="fp16|int8|int4|nf4|q4_k_m|…",
+    help="What the weights become.",
+    shell_complete=completion.precisions,
+)
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The new artifact directory."
 )
@@ -148,8 +185,10 @@ def export(
     if precision.lower() not in known:
         raise UsageError(f"unknown precision {precision!r}; {nearest(precision.lower(), known)}")
     scheme = Scheme(precision.lower(), group_size=group_size, symmetric=not asymmetric)
-    with Console(1) as console, console.step(str(out), f"exporting {format_name} {precision}"):
-        manifest = run_export(open_checkpoint(checkpoint, offline=offline), format_name, scheme, out)
+    with Console(1) as console:
+        opened = open_checkpoint(checkpoint, offline=offline, listener=console)
+        with console.step(str(out), f"exporting {format_name} {precision}"):
+            manifest = run_export(opened, format_name, scheme, out)
     size = sum(entry.size for entry in manifest.files)
     line = f"{out}: {manifest.container_type}, {size:,} bytes in {len(manifest.files)} files"
     _show(manifest.model_dump_json(indent=2, by_alias=True) if as_json else line)
@@ -157,10 +196,35 @@ def export(
 
 @cli.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--reference", required=True, metavar="PATH|ID[@REV]", help="The checkpoint it should equal.")
-@click.option("--corpus", metavar="FILE", help="Text or JSONL to compare on.  [default: built-in]")
-@click.option("--gate", "gates", multiple=True, metavar="'METRIC<=LIMIT'", help="A limit; repeatable.")
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a setting; repeatable.")
+@click.option(
+    "--reference",
+    required=True,
+    metavar="PATH|ID[@REV]",
+    help="The checkpoint it should equal.",
+    shell_complete=completion.checkpoints,
+)
+@click.option(
+    "--corpus",
+    metavar="FILE",
+    help="Text or JSONL to compare on.  [default: built-in]",
+    shell_complete=completion.paths,
+)
+@click.option(
+    "--gate",
+    "gates",
+    multiple=True,
+    metavar="'METRIC<=LIMIT'",
+    help="A limit; repeatable.",
+    shell_complete=completion.gates,
+)
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a setting; repeatable.",
+    shell_complete=completion.settings,
+)
 @click.option("--offline", is_flag=True, default=None, help="Take a Hub checkpoint from the local cache only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report on standard output and nothing else.")
 def validate(
@@ -192,9 +256,79 @@ def validate(
 
 
 @cli.command()
-@click.argument("name", required=False)
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Say this and exit; repeatable, in turns.")
+@click.option("--system", metavar="TEXT", help="The system prompt.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=512, show_default=True, help="Longest reply.")
 @click.option(
-    "--targets", "path", metavar="FILE", help="Targets file.  [default: ./targets.yaml, else the shipped one]"
+    "--thinking/--no-thinking", default=None, help="Let a model think first, or not.  [default: its template's]"
+)
+@click.option("--temperature", type=click.FloatRange(0, 10), default=0.0, help="Sample; 0 is greedy.  [default: 0]")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Of the sampling.  [default: a new one]")
+@click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="[default: the physical cores]")
+@click.option("--context", type=click.IntRange(16, 1 << 21), default=4096, show_default=True, help="Tokens in all.")
+@click.option("--verbose", is_flag=True, help="Say what renders the template and how tokens are chosen.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output and nothing else.")
+@click.pass_context
+def chat(
+    context_: click.Context,
+    artifact: Path,
+    prompts: tuple[str, ...],
+    system: str | None,
+    max_tokens: int,
+    thinking: bool | None,
+    temperature: float,
+    seed: int | None,
+    threads: int | None,
+    context: int,
+    verbose: bool,
+    as_json: bool,
+) -> None:
+    """Chat with ARTIFACT in its own runtime: at the terminal, or with --prompt or a prompt on standard input."""
+    from edgekiln.pipelines.chat import find_artifact
+    from edgekiln.pipelines.chat_console import ChatRun, read_prompts, run_chat, sampling
+
+    kind = find_artifact(artifact)
+    run_chat(
+        ChatRun(
+            kind=kind,
+            prompts=read_prompts(prompts, as_json=as_json),
+            system=system,
+            options=sampling(max_tokens, temperature, seed, thinking),
+            threads=threads,
+            context=context,
+            verbose=verbose,
+            debug=context_.find_root().params["debug"],
+            as_json=as_json,
+        )
+    )
+
+
+@cli.command()
+@click.argument("source", metavar="PATH|ID")
+@click.option("--tensors", is_flag=True, help="List every tensor.")
+@click.option("--hash", "hashed", is_flag=True, help="Hash every file; verify SHA256SUMS where there are some.")
+@click.option("--offline", is_flag=True, help="Take a Hub checkpoint from the local cache only.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output and nothing else.")
+def inspect(source: str, tensors: bool, hashed: bool, offline: bool, as_json: bool) -> None:
+    """Describe a checkpoint, or an artifact of any origin, from its own files."""
+    from edgekiln.pipelines.inspect import inspect as run_inspect
+    from edgekiln.pipelines.inspect_text import inspection_text
+
+    found = run_inspect(source, tensors=tensors, hashed=hashed, offline=offline)
+    _show(found.inspection.to_json() if as_json else inspection_text(found.inspection))
+    if found.error is not None:
+        raise found.error
+
+
+@cli.command()
+@click.argument("name", required=False, shell_complete=completion.target_names)
+@click.option(
+    "--targets",
+    "path",
+    metavar="FILE",
+    help="Targets file.  [default: ./targets.yaml, else the shipped one]",
+    shell_complete=completion.paths,
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def targets(name: str | None, path: str | None, as_json: bool) -> None:
@@ -211,11 +345,50 @@ def targets(name: str | None, path: str | None, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("name", metavar="pipeline|targets|report|manifest")
-def schema(name: str) -> None:
+@click.argument(
+    "name",
+    required=False,
+    metavar="pipeline|targets|report|manifest|plan|inspect|doctor",
+    shell_complete=completion.choices,
+)
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write it there instead.")
+@click.option("--all", "directory", type=click.Path(path_type=Path), metavar="DIR", help="Write all of them into DIR.")
+def schema(name: str | None, out: Path | None, directory: Path | None) -> None:
     """Print the JSON Schema of a file that Edgekiln reads or writes."""
-    import json
+    from edgekiln.artifact import write_atomically
+    from edgekiln.errors import UsageError
+    from edgekiln.pipelines.schemas import FILE_MODELS, schema_text, write_schemas
 
-    from edgekiln.pipelines.schemas import json_schema
+    if (name is None) == (directory is None) or (out is not None and name is None):
+        raise UsageError(f"name one of {', '.join(FILE_MODELS)}, or give --all DIR for all of them")
+    if directory is not None:
+        _show("\n".join(map(str, write_schemas(directory))))
+    elif name is not None and out is not None:
+        write_atomically(out, schema_text(name))
+    elif name is not None:
+        _show(schema_text(name))
 
-    _show(json.dumps(json_schema(name), indent=2, ensure_ascii=False))
+
+@cli.command()
+@click.option(
+    "--targets",
+    "path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Targets file.  [default: ./targets.yaml, else the shipped one]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output and nothing else.")
+def doctor(path: Path | None, as_json: bool) -> int:
+    """Say what works on this machine and how to mend the rest; no connection is made."""
+    from edgekiln.pipelines.doctor import examine, exit_code, report_text
+
+    report = examine(path)
+    _show(report.to_json() if as_json else report_text(report))
+    return int(exit_code(report))
+
+
+@cli.command("completion")
+@click.argument("shell", metavar="|".join(completion.SHELLS), shell_complete=completion.choices)
+def completion_command(shell: str) -> None:
+    """Print the script that makes SHELL complete commands, options and their values."""
+    _show(completion.script(shell))

@@ -71,6 +71,13 @@ class Console:
             stamp = datetime.now().astimezone().strftime("%H:%M:%S")
             print(f"{stamp} {text}", file=sys.stderr, flush=True)
 
+    def status(self, text: str) -> None:
+        """Show `text` in place of what runs now, on a terminal; elsewhere nothing."""
+        if self._live is not None and self._bar is not None:
+            from rich.markup import escape
+
+            self._live.update(self._bar, description=escape(text))
+
     @contextmanager
     def step(self, subject: str, action: str) -> Iterator[None]:
         """Show that `action` runs on `subject`, and how long it took."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from enum import IntEnum
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class ExitCode(IntEnum):
@@ -43,20 +43,55 @@ def worst(codes: Iterable[ExitCode]) -> ExitCode:
     return min(codes, key=SEVERITY.index, default=ExitCode.PASSED)
 
 
+#: A message may quote names and values of a hostile file.
+_MAX_MESSAGE: Final = 4000
+
+
+def printable(text: str) -> str:
+    """Return `text` as a line that any terminal, log and UTF-8 file can take.
+
+    Control characters, line ends, invisible and bidirectional marks, and the lone surrogates by which Python stands
+    for bytes of a file name that are not UTF-8, become escapes; a very long text loses its middle.
+    """
+    if len(text) > _MAX_MESSAGE:
+        text = f"{text[: _MAX_MESSAGE // 2]} … {text[-_MAX_MESSAGE // 2 :]}"
+    return "".join(
+        character
+        if character.isprintable()
+        else f"\\x{ord(character) - 0xDC00:02x}"
+        if "\udc80" <= character <= "\udcff"
+        else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
+
+
 class EdgekilnError(Exception):
-    """Base of all reported errors. Raise a subclass: the class decides the exit code."""
+    """Base of all reported errors. Raise a subclass: the class decides the exit code.
+
+    Args:
+        message: One sentence; what is not printable in it is escaped, since it may quote hostile input.
+    """
 
     exit_code: ClassVar[ExitCode] = ExitCode.STEP_FAILED
+    #: A message may have several lines; elsewhere a line end can only come from what is quoted.
+    _several_lines: ClassVar[bool] = False
+
+    def __init__(self, message: str) -> None:
+        lines = message.split("\n") if self._several_lines else [message]
+        super().__init__("\n".join(map(printable, lines)))
 
 
 class UsageError(EdgekilnError):
     """A command line, a pipeline or a targets file that says something impossible."""
 
     exit_code = ExitCode.USAGE
+    _several_lines = True  # all mistakes of one file
 
 
 class CheckpointError(UsageError):
-    """A checkpoint that is missing, damaged or contradicts itself."""
+    """A checkpoint that is missing, damaged or contradicts itself: input that a user can mend, so a usage error."""
+
+    _several_lines = False
 
 
 class UnsupportedError(EdgekilnError):
@@ -79,6 +114,12 @@ class MachineError(EdgekilnError):
     """Something is missing on this machine: a runtime, disk space, the network."""
 
     exit_code = ExitCode.ENVIRONMENT
+
+
+class BugError(EdgekilnError):
+    """A mistake in Edgekiln that stopped one build of several; the others went on."""
+
+    exit_code = ExitCode.BUG
 
 
 def nearest(value: str, choices: Iterable[str]) -> str:

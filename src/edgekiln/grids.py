@@ -17,41 +17,56 @@ from numpy.typing import NDArray
 BNB4_NF4: Final = 1
 
 FloatDtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
+#: What a container keeps scales in; a quantizer rounds them, an exporter never does.
+ScaleDtype: TypeAlias = Literal["float32", "float16"]
+#: Ending of a grid's name; float32 is ONNX Runtime's on a CPU and goes unsaid.
+_SCALE_SUFFIX: Final = {"float32": "", "float16": " f16"}
 
 
 @dataclass(frozen=True)
 class IntegerGrid:
     """value = (code - zero_point) · scale, with one scale per group of a row.
 
-    The rounding is that of ONNX Runtime's `quantize_matmul_4bits/8bits`, which define it.
+    The rounding is that of ONNX Runtime's `quantize_matmul_4bits/8bits`, which define it. On a grid of float16 scales
+    their scale is rounded to float16 first, and the codes are the nearest ones for the rounded scale.
 
     Attributes:
         bits: 4 or 8; codes are unsigned.
         group_size: Weights of a row that share a scale; a row is padded to whole groups.
         symmetric: The zero point is 2^(bits-1) throughout and is not stored.
+        scale_dtype: What the scales are rounded to.
     """
 
     bits: Literal[4, 8]
     group_size: int
     symmetric: bool
+    scale_dtype: ScaleDtype = "float32"
 
     @property
     def name(self) -> str:
         """As reports and manifests name it."""
-        return f"int{self.bits} g{self.group_size} {'sym' if self.symmetric else 'asym'}"
+        kind = "sym" if self.symmetric else "asym"
+        return f"int{self.bits} g{self.group_size} {kind}{_SCALE_SUFFIX[self.scale_dtype]}"
 
 
 @dataclass(frozen=True)
 class CodebookGrid:
-    """value = codebook[code] · absmax: the sixteen NormalFloat values of QLoRA (arXiv:2305.14314), float32 absmax."""
+    """value = codebook[code] · absmax: the sixteen NormalFloat values of QLoRA (arXiv:2305.14314).
+
+    Attributes:
+        codebook: Name of the values.
+        group_size: Weights that share an absmax.
+        scale_dtype: What absmax is rounded to, before the codes are chosen.
+    """
 
     codebook: Literal["nf4"]
     group_size: int
+    scale_dtype: ScaleDtype = "float32"
 
     @property
     def name(self) -> str:
         """As reports and manifests name it."""
-        return f"{self.codebook} g{self.group_size}"
+        return f"{self.codebook} g{self.group_size}{_SCALE_SUFFIX[self.scale_dtype]}"
 
 
 @dataclass(frozen=True)
@@ -81,7 +96,7 @@ class IntegerRows:
         grid: Their grid.
         columns: Length of a row before padding.
         codes: uint8 [rows, groups, group_size · bits / 8]; of two 4-bit codes the first is in the low nibble.
-        scales: float32 [rows, groups].
+        scales: float32 [rows, groups]; each a float16 number where the grid says so.
         zero_points: uint8 [rows, groups], one per byte, or None on a symmetric grid.
     """
 
@@ -100,7 +115,7 @@ class CodebookRows:
         grid: Their grid.
         columns: Length of a row.
         codes: uint8 [rows · columns / 2]; of two codes the first is in the high nibble, as in bitsandbytes.
-        absmax: float32 [rows · columns / group_size].
+        absmax: float32 [rows · columns / group_size]; each a float16 number where the grid says so.
     """
 
     grid: CodebookGrid

@@ -6,7 +6,6 @@ both are read. Everything that the exporters rely on is checked here, once.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +14,12 @@ from types import MappingProxyType
 from typing import Final
 
 from edgekiln.errors import CheckpointError, UnsupportedError
+from edgekiln.files import parse_json, read_bounded
 
 #: No config.json of a model is larger; it bounds the time spent on one made to waste it.
 MAX_JSON_BYTES: Final = 16 << 20
+#: The tokenizer.json of a Qwen has 15 bytes for each value that `parse_json` counts, an index of shards 30.
+_BYTES_PER_VALUE: Final = 8
 _MISSING: Final = object()
 #: Beyond every Qwen; what is larger is a mistake, or made to exhaust memory (tensor names, rotary tables).
 _LIMITS: Final[Mapping[str, int]] = MappingProxyType({"num_hidden_layers": 1024, "max_position_embeddings": 1 << 21})
@@ -71,16 +73,12 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, object]:
 
     Raises:
         CheckpointError: The file is missing, too large, or no JSON object.
+        MachineError: The system does not let us read it.
     """
+    raw = read_bounded(path, max_bytes)
     try:
-        if path.stat().st_size > max_bytes:
-            raise CheckpointError(f"{path} has more than {max_bytes} bytes, which no such file needs")
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist; a checkpoint needs it") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # also an integer of thousands of digits
+        value = parse_json(raw, max_bytes // _BYTES_PER_VALUE)
+    except ValueError as error:  # also an integer of thousands of digits
         raise CheckpointError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not {type(value).__name__}")
@@ -201,7 +199,13 @@ def parse_config(directory: Path, supported: Mapping[str, object]) -> ModelConfi
     head_dim = config.positive("head_dim", hidden // heads)
     if head_dim % 2:
         raise CheckpointError(f"{config.path}: head_dim is {head_dim}, but rotary embeddings need an even number")
+    vocab_size = config.positive("vocab_size")
     eos = generation.ids("eos_token_id") or config.ids("eos_token_id")
+    if beyond := [number for number in eos if number >= vocab_size]:
+        where = generation if generation.values.get("eos_token_id") else config
+        raise CheckpointError(
+            f"{where.path}: the token {beyond[0]} that ends a reply lies beyond the vocabulary of {vocab_size}"
+        )
     pad = generation.optional_int("pad_token_id")
     return ModelConfig(
         model_type=model_type,
@@ -211,7 +215,7 @@ def parse_config(directory: Path, supported: Mapping[str, object]) -> ModelConfi
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        vocab_size=config.positive("vocab_size"),
+        vocab_size=vocab_size,
         max_position_embeddings=config.positive("max_position_embeddings"),
         rms_norm_eps=config.number("rms_norm_eps", 1e-6),
         rope_theta=_rope_theta(config),

@@ -7,6 +7,7 @@ child is an error of the step, never of the build.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import json
@@ -19,20 +20,32 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from edgekiln import errors
 from edgekiln.errors import EdgekilnError, MachineError, StepError
+from edgekiln.redact import without_secrets
 
 _SCHEMA: Final = "edgekiln.task/1"
 _POLL_SECONDS: Final = 0.05
+#: What Windows ends a process with (ntstatus.h) where POSIX sends a signal.
+_WINDOWS_CRASHES: Final = {
+    0xC0000005: "an access violation",
+    0xC000001D: "an illegal instruction",
+    0xC00000FD: "a stack overflow",
+    0xC0000135: "a DLL that is missing",
+    0xC0000374: "a corrupted heap",
+    0xC0000409: "its own abort",
+}
 
-#: Set in every child: nothing we start reports to anyone, and none of it needs the network.
+#: Set in every child: nothing we start reports to anyone, and none of it needs the network or an account.
 QUIET_ENVIRONMENT: Final = {
     "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
     "OLIVE_DISABLE_TELEMETRY": "1",
@@ -66,29 +79,30 @@ def _kill_tree(process: subprocess.Popen[bytes]) -> None:
 
     try:
         family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    except psutil.NoSuchProcess:
+    except psutil.Error:
         family = []
     for member in family:
         try:
             member.kill()
-        except psutil.NoSuchProcess:
+        except psutil.Error:
             continue
+    process.kill()  # where the system does not let us look at processes; does nothing to one that has ended
     process.wait()
 
 
-def _tree_rss(pid: int) -> int:
-    """Return the resident bytes of a process and its children; 0 when it is gone."""
+def tree_rss(pid: int) -> int:
+    """Return the resident bytes of a process and its children; 0 when it is gone or the system does not tell."""
     import psutil
 
     try:
         parent = psutil.Process(pid)
         return sum(p.memory_info().rss for p in (parent, *parent.children(recursive=True)))
-    except psutil.NoSuchProcess:
+    except psutil.Error:
         return 0
 
 
 @functools.cache
-def _network_isolation() -> tuple[str, ...]:
+def network_isolation() -> tuple[str, ...]:
     """Return the command prefix that runs a program without a network, or nothing where that is not allowed."""
     unshare = shutil.which("unshare") if sys.platform == "linux" else None
     if unshare is None:
@@ -104,7 +118,7 @@ def _wait(process: subprocess.Popen[bytes], name: str, limits: Limits, log: Path
     while process.poll() is None:
         if time.monotonic() > deadline:
             raise StepError(f"{name} did not finish within {limits.seconds:g} s and was ended; its log is {log}")
-        if limits.memory_bytes is not None and _tree_rss(process.pid) > limits.memory_bytes:
+        if limits.memory_bytes is not None and tree_rss(process.pid) > limits.memory_bytes:
             raise StepError(
                 f"{name} used more than {limits.memory_bytes / 2**20:.0f} MiB and was ended; its log is {log}"
             )
@@ -113,6 +127,8 @@ def _wait(process: subprocess.Popen[bytes], name: str, limits: Limits, log: Path
 
 
 def _describe_exit(code: int) -> str:
+    if code in _WINDOWS_CRASHES:
+        return f"was ended by {_WINDOWS_CRASHES[code]}"
     if code >= 0:
         return f"ended with exit code {code}"
     try:
@@ -137,6 +153,81 @@ def _result(path: Path, process: subprocess.Popen[bytes], name: str, log: Path) 
             raise StepError(f"{name} failed: {kind}: {message}; its log is {log}")
         case _:
             raise StepError(f"{name} answered in another version than {_SCHEMA}; its log is {log}")
+
+
+@dataclass(frozen=True)
+class Child:
+    """A task that runs in a process of its own.
+
+    Attributes:
+        process: The interpreter.
+        name: What errors call it.
+        log: The file that gets what it prints.
+        answer: The file that it leaves its result in.
+    """
+
+    process: subprocess.Popen[bytes]
+    name: str
+    log: Path
+    answer: Path
+
+    def result(self) -> Json:
+        """Return what the child, which has ended, answered, or raise what it raised."""
+        return _result(self.answer, self.process, self.name, self.log)
+
+
+def _child_environment(scratch: str, more: Mapping[str, str]) -> dict[str, str]:
+    """Return what a child finds: no token, no way to report, and one place for temporary files, which goes with it."""
+    return {**without_secrets(os.environ), **QUIET_ENVIRONMENT, "TMPDIR": scratch, "TEMP": scratch, **more}
+
+
+@contextmanager
+def started(
+    module: str,
+    task: str,
+    request: Mapping[str, object],
+    *,
+    log: Path,
+    network: bool = False,
+    environment: Mapping[str, str] | None = None,
+    piped: bool = False,
+) -> Iterator[Child]:
+    """Start a task, give it, and end it with all that it started when the block is left. See `run_task`.
+
+    Args:
+        module: See `run_task`; so are the others.
+        task: Key of its task table.
+        request: JSON-serializable arguments.
+        log: Gets what the child prints.
+        network: Whether it may use the network.
+        environment: More variables.
+        piped: Standard input and output are pipes rather than nothing and the log.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="edgekiln-task-") as scratch, log.open("ab") as output:
+        request_path, result_path = Path(scratch) / "request.json", Path(scratch) / "result.json"
+        order = {"schema": _SCHEMA, "task": task, "parent": os.getpid(), "request": dict(request)}
+        request_path.write_text(json.dumps(order), encoding="utf-8")
+        prefix = () if network else network_isolation()
+        process = subprocess.Popen(
+            # -P: an `onnx.py` in the working directory, which may be a downloaded checkpoint, is never imported.
+            [*prefix, sys.executable, "-P", "-m", module, str(request_path), str(result_path)],
+            stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if piped else output,
+            stderr=output,
+            env=_child_environment(scratch, environment or {}),
+            start_new_session=os.name != "nt",  # Ctrl-C is ours to handle, not the child's
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
+        try:
+            yield Child(process, f"{task} ({module.rpartition('.')[2]})", log, result_path)
+        finally:
+            if process.poll() is None:
+                _kill_tree(process)
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):  # what was not sent to a child that is gone
+                        pipe.close()
 
 
 def run_task(
@@ -165,44 +256,40 @@ def run_task(
         EdgekilnError: What the task raised, or a StepError if it crashed, hung or grew beyond its limits.
     """
     limits = limits or Limits()
-    name = f"{task} ({module.rpartition('.')[2]})"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="edgekiln-task-") as scratch, log.open("ab") as output:
-        request_path, result_path = Path(scratch) / "request.json", Path(scratch) / "result.json"
-        request_path.write_text(json.dumps({"schema": _SCHEMA, "task": task, "request": dict(request)}))
-        prefix = () if network else _network_isolation()
-        process = subprocess.Popen(
-            # -P: an `onnx.py` in the working directory, which may be a downloaded checkpoint, is never imported.
-            [*prefix, sys.executable, "-P", "-m", module, str(request_path), str(result_path)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            # Temporary files of a child that is killed go with its scratch directory.
-            env={**os.environ, **QUIET_ENVIRONMENT, "TMPDIR": scratch, "TEMP": scratch, **(environment or {})},
-            start_new_session=os.name != "nt",
-        )
-        try:
-            _wait(process, name, limits, log)
-            return _result(result_path, process, name, log)
-        finally:
-            if process.poll() is None:
-                _kill_tree(process)
+    with started(module, task, request, log=log, network=network, environment=environment) as child:
+        _wait(child.process, child.name, limits, log)
+        return child.result()
 
 
-def _exit_with_parent() -> None:
-    """End this process when its parent is gone, so that a killed build leaves nothing running."""
-    parent = os.getppid()
-    while os.getppid() == parent:
+def _wait_until_gone(pid: int) -> None:
+    """Return when no process has this number."""
+    import psutil
+
+    while psutil.pid_exists(pid):
         time.sleep(0.5)
+
+
+def _exit_with_parent(pid: int) -> None:
+    """End this process when its parent is gone, so that a killed build leaves nothing running.
+
+    Args:
+        pid: The process that asked for this one. Windows needs it: a parent that is gone keeps its number there, and
+            the python.exe of a virtual environment starts another one in between.
+    """
+    if os.name == "nt":
+        _wait_until_gone(pid)
+    else:
+        parent = os.getppid()
+        while os.getppid() == parent:
+            time.sleep(0.5)
     os._exit(1)
 
 
 def serve(tasks: Mapping[str, Task]) -> None:
     """Run the one task that the command line names; the main block of a task module calls this."""
     request_path, result_path = Path(sys.argv[1]), Path(sys.argv[2])
-    if os.name != "nt":
-        threading.Thread(target=_exit_with_parent, daemon=True).start()
     order = json.loads(request_path.read_bytes())
+    threading.Thread(target=_exit_with_parent, args=(order["parent"],), daemon=True).start()
     answer: Json
     try:
         answer = {"schema": _SCHEMA, "value": tasks[order["task"]](order["request"])}
@@ -223,7 +310,7 @@ def serve(tasks: Mapping[str, Task]) -> None:
         traceback.print_exc()
         answer = {"schema": _SCHEMA, "error": {"kind": type(error).__name__, "message": str(error)}}
     partial = result_path.with_suffix(".partial")
-    partial.write_text(json.dumps(answer))
+    partial.write_text(json.dumps(answer), encoding="utf-8")
     partial.replace(result_path)
     sys.stdout.flush()
     sys.stderr.flush()

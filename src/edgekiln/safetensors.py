@@ -8,7 +8,6 @@ large checkpoint do not count as the memory of this process.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import threading
@@ -22,11 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekiln.errors import CheckpointError
+from edgekiln.files import open_regular, parse_json, read_fault
 
-#: The reference implementation's own limit.
-MAX_HEADER_BYTES = 100_000_000
-#: No Qwen has more tensors than this; it bounds the time spent on a header made to waste it.
-MAX_TENSORS = 1_000_000
+#: The reference implementation allows 100 MB, which Python's JSON parser can turn into gigabytes; the largest Qwen,
+#: with 36,000 tensors in all its shards, needs 5 MB.
+MAX_HEADER_BYTES = 32 << 20
+#: With the former it bounds time and memory spent on a header made to waste them: about 2 s and 200 MB.
+MAX_TENSORS = 100_000
+#: Commas, colons and opening brackets of one entry, with room for metadata.
+_VALUES_PER_TENSOR = 16
 
 _MAX_DIMENSIONS = 8
 
@@ -70,27 +73,36 @@ class TensorInfo:
         return self.shape[-1]
 
 
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return an object of the header; of two equal keys another reader might take the other."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return values
+
+
 def _read_header(path: Path) -> tuple[object, int, int]:
     """Return the parsed header, the position of the data and the length of the data."""
+    descriptor, size = open_regular(path)
     try:
-        file = path.open("rb")
+        with os.fdopen(descriptor, "rb") as file:
+            prefix = file.read(8)
+            length = int.from_bytes(prefix, "little")
+            if len(prefix) < 8 or length > size - 8:
+                raise CheckpointError(
+                    f"{path} is truncated: its header does not fit into its {size} bytes; fetch it again"
+                )
+            if length > MAX_HEADER_BYTES:
+                raise CheckpointError(
+                    f"{path} has a header of {length} bytes, more than the {MAX_HEADER_BYTES} that Edgekiln reads; "
+                    "no Qwen needs a tenth of that, so it is not a usable checkpoint"
+                )
+            raw = file.read(length)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    with file:
-        size = path.stat().st_size
-        prefix = file.read(8)
-        length = int.from_bytes(prefix, "little")
-        if len(prefix) < 8 or length > size - 8:
-            raise CheckpointError(f"{path} is truncated: its header does not fit into its {size} bytes; fetch it again")
-        if length > MAX_HEADER_BYTES:
-            raise CheckpointError(
-                f"{path} has a header of {length} bytes, more than the {MAX_HEADER_BYTES} that safetensors allows; "
-                "it is not a usable safetensors file"
-            )
-        raw = file.read(length)
+        raise read_fault(path, error) from None
     try:
-        header = json.loads(raw)
-    except (ValueError, RecursionError) as error:  # also an integer of thousands of digits
+        header = parse_json(raw, _VALUES_PER_TENSOR * MAX_TENSORS, _unique)
+    except ValueError as error:  # also an integer of thousands of digits
         raise CheckpointError(f"{path} has an unreadable safetensors header ({error}); fetch it again") from None
     return header, 8 + length, size - 8 - length
 
@@ -126,8 +138,10 @@ def read_index(path: Path) -> Mapping[str, TensorInfo]:
         CheckpointError: The file is truncated, malformed, or its tensors overlap or leave gaps.
     """
     header, data_start, data_size = _read_header(path)
-    if not isinstance(header, dict) or len(header) > MAX_TENSORS:
+    if not isinstance(header, dict):
         raise CheckpointError(f"{path} has a safetensors header that is no table of tensors; fetch it again")
+    if len(header) > MAX_TENSORS:
+        raise CheckpointError(f"{path} lists {len(header)} tensors, more than the {MAX_TENSORS} that Edgekiln reads")
     tensors = [
         _parse_entry(path, name, entry, data_start, data_size)
         for name, entry in header.items()
@@ -147,8 +161,13 @@ def read_index(path: Path) -> Mapping[str, TensorInfo]:
     return MappingProxyType({tensor.name: tensor for tensor in tensors})
 
 
-def widen(raw: NDArray[np.uint16] | NDArray[np.float16] | NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
-    """Return `raw`, as it lies in the file, as float32 without loss (bf16 is the upper half of a float32)."""
+def widen(raw: NDArray[np.generic], dtype: str) -> NDArray[np.float32]:
+    """Return `raw`, as `TensorReader.raw_rows` gives it, as float32 without loss.
+
+    Args:
+        raw: uint16 for BF16 (the upper half of a float32), else float16 or float32.
+        dtype: `BF16`, `F16` or `F32`.
+    """
     if dtype == "BF16":
         return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return raw.astype(np.float32)
@@ -182,23 +201,32 @@ class TensorReader:
                 os.close(descriptor)
             self._files.clear()
 
+    def _descriptor(self, path: Path) -> int:
+        with self._lock:
+            if path not in self._files:
+                self._files[path], _ = open_regular(path)
+            return self._files[path]
+
+    def _read_into(self, descriptor: int, view: memoryview, offset: int) -> int:
+        """Read some bytes at `offset` and return how many; 0 at the end of the file."""
+        if hasattr(os, "preadv"):
+            return int(os.preadv(descriptor, [view], offset))
+        with self._lock:  # Windows has no positional read: one reader at a time
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            piece = os.read(descriptor, len(view))
+        view[: len(piece)] = piece
+        return len(piece)
+
     def _pread(self, path: Path, length: int, offset: int) -> bytearray:
         data = bytearray(length)
         view = memoryview(data)
-        with self._lock:
-            if path not in self._files:
-                self._files[path] = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        descriptor = self._files[path]
+        descriptor = self._descriptor(path)
         done = 0
         while done < length:
-            if hasattr(os, "preadv"):
-                count = os.preadv(descriptor, [view[done:]], offset + done)
-            else:  # Windows has no positional read: one reader at a time
-                with self._lock:
-                    os.lseek(descriptor, offset + done, os.SEEK_SET)
-                    piece = os.read(descriptor, length - done)
-                view[done : done + len(piece)] = piece
-                count = len(piece)
+            try:
+                count = self._read_into(descriptor, view[done:], offset + done)
+            except OSError as error:
+                raise read_fault(path, error) from None
             if count == 0:
                 raise CheckpointError(f"{path} became shorter while it was read; build again when nothing writes to it")
             done += count
@@ -212,4 +240,4 @@ class TensorReader:
 
     def rows(self, tensor: TensorInfo, start: int, stop: int) -> NDArray[np.float32]:
         """Return rows [start, stop) as float32, shape [stop - start, columns]."""
-        return widen(self.raw_rows(tensor, start, stop), tensor.dtype)  # type: ignore[arg-type]
+        return widen(self.raw_rows(tensor, start, stop), tensor.dtype)

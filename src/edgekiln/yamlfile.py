@@ -11,7 +11,7 @@ import hashlib
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Self, TypeAlias, TypeVar
@@ -29,6 +29,8 @@ MAX_BYTES: Final = 1 << 20
 #: Keys, values and list items, those that aliases repeat counted each time.
 MAX_NODES: Final = 250_000
 MAX_DEPTH: Final = 32
+#: Bases that an entry may have one above the other.
+MAX_CHAIN: Final = 8
 _MAX_ERRORS: Final = 20
 _SHOWN: Final = 60
 
@@ -152,6 +154,13 @@ class Document:
             place, node = node.children[step]
         return place if key else node.position
 
+    def at(self, loc: Loc) -> object:
+        """Return the value at `loc`, which exists."""
+        node = self._root
+        for step in loc:
+            _, node = node.children[step]
+        return node.value
+
     def where(self, loc: Loc, *, key: bool = False) -> str:
         """Return `file:line:column` of what stands at `loc`, to begin an error with."""
         position = self.position(loc, key=key)
@@ -269,6 +278,102 @@ def _branch(value: object, position: Position, children: Mapping[str | int, tupl
     nodes = [node for _, node in children.values()]
     size = 1 + sum(node.size for node in nodes)
     return _Node(value, position, children, size, 1 + max((node.height for node in nodes), default=0))
+
+
+_EXTENDS: Final = "extends"
+
+
+class _Extender:
+    """Puts each entry of some sections of a document over the entry that it extends."""
+
+    def __init__(self, document: Document, sections: Mapping[str, _Node]) -> None:
+        self._document = document
+        self._entries: dict[str, tuple[Loc, _Node]] = {}
+        self._done: dict[str, tuple[_Node, int]] = {}
+        self._spent = 0
+        for section, node in sections.items():
+            for key, (_, entry) in node.children.items():
+                name = str(key)
+                if name in self._entries:
+                    where = document.where((section, name), key=True)
+                    other = self._entries[name][0][0]
+                    raise UsageError(f"{where}: {name!r} is in {other!r} too, so 'extends' cannot tell them apart")
+                self._entries[name] = (section, name), entry
+
+    def entry(self, name: str) -> _Node:
+        """Return the entry of a name over all that it extends."""
+        return self._entry(name, ())[0]
+
+    def _entry(self, name: str, above: tuple[str, ...]) -> tuple[_Node, int]:
+        """Return an entry and how many are below it; `above` are those that extend it."""
+        if name in self._done:
+            return self._done[name]
+        loc, own = self._entries[name]
+        if _EXTENDS not in own.children:
+            return own, 0
+        base, below = self._entry(self._base(loc, own, (*above, name)), (*above, name))
+        result = _over(base, own)
+        self._spent += result.size
+        where = self._document.where((*loc, _EXTENDS))
+        if self._spent > MAX_NODES:
+            raise UsageError(f"{where}: the file has more than {MAX_NODES} values, 'extends' expanded; split it")
+        if below >= MAX_CHAIN:
+            raise self._too_long(where)
+        self._done[name] = result, below + 1
+        return self._done[name]
+
+    def _base(self, loc: Loc, own: _Node, chain: tuple[str, ...]) -> str:
+        """Return the name that an entry extends, which is sound."""
+        name, where = own.children[_EXTENDS][1].value, self._document.where((*loc, _EXTENDS))
+        if not isinstance(name, str):
+            raise UsageError(f"{where}: 'extends' takes the name of an entry, but is {_shown(name)}")
+        if name not in self._entries:
+            choices = nearest(name[:_SHOWN], set(self._entries) - {chain[-1]})
+            raise UsageError(f"{where}: 'extends' names {_shown(name)}, which is not here; {choices}")
+        if name in chain:
+            circle = " → ".join((*chain[chain.index(name) :], name))
+            raise UsageError(f"{where}: 'extends' goes round in a circle ({circle}); remove one of them")
+        if len(chain) > MAX_CHAIN:
+            raise self._too_long(where)
+        return name
+
+    def _too_long(self, where: str) -> UsageError:
+        return UsageError(f"{where}: more than {MAX_CHAIN} entries extend one another; join some of them")
+
+
+def _over(base: _Node, own: _Node) -> _Node:
+    """Return `own` over `base`: mappings key by key, anything else as a whole; each value keeps its place."""
+    if not isinstance(base.value, dict) or not isinstance(own.value, dict):
+        return own
+    children = dict(base.children)
+    for key, (place, node) in own.children.items():
+        children[key] = (place, _over(children[key][1], node) if key in children else node)
+    return _branch({key: node.value for key, (_, node) in children.items()}, own.position, children)
+
+
+def extended(document: Document, *sections: str) -> Document:
+    """Return a document whose entries are merged with what they extend.
+
+    An entry, a mapping below one of the top-level keys `sections`, may say `extends: NAME`, the name of another entry
+    of any of them. It then has all that the other has; what it says itself holds, mappings key by key, lists and
+    scalars as a whole. Every value keeps the place where it was written.
+
+    Raises:
+        UsageError: A name is unknown or stands in two sections, or a chain is a circle or too long.
+    """
+    root = document._root
+    found = {key: root.children[key][1] for key in sections if key in root.children}
+    found = {key: node for key, node in found.items() if isinstance(node.value, dict)}
+    if not found:
+        return document
+    extender = _Extender(document, found)
+    children = dict(root.children)
+    for section, node in found.items():
+        entries = {key: (place, extender.entry(str(key))) for key, (place, _) in node.children.items()}
+        merged = _branch({key: child.value for key, (_, child) in entries.items()}, node.position, entries)
+        children[section] = (root.children[section][0], merged)
+    new = _branch({key: node.value for key, (_, node) in children.items()}, root.position, children)
+    return Document(document.name, document.sha256, new.value, new)
 
 
 def _read_bounded(path: Path) -> bytes:
@@ -426,16 +531,25 @@ def _sentence(details: ErrorDetails, model: type[BaseModel], loc: Loc, *, is_key
     return f"{name} must be {wanted}, but is {_shown(value)}" if wanted else f"{name}: {details['msg']}"
 
 
-def explain(error: ValidationError, model: type[BaseModel], where: Callable[[Loc, bool], str]) -> str:
+def explain(
+    error: ValidationError,
+    model: type[BaseModel],
+    where: Callable[[Loc, bool], str],
+    *,
+    without: Collection[str] = (),
+) -> str:
     """Return one line per problem: its place, what is wrong, the choices and the fix.
 
     Args:
         error: What pydantic found.
         model: What was validated against; it knows the accepted keys.
         where: Names the place of a value, or of its key if the second argument is true.
+        without: Kinds of problems, as pydantic names them, that are none.
     """
     lines = []
     for details in error.errors(include_url=False):
+        if details["type"] in without:
+            continue
         is_key = details["loc"][-1:] == ("[key]",)
         loc = details["loc"][:-1] if is_key else details["loc"]
         place = where(loc, is_key or details["type"] == "extra_forbidden")
@@ -458,6 +572,20 @@ def validate(document: Document, model: type[_Model]) -> _Model:
     except ValidationError as error:
         message = explain(error, model, lambda loc, key: document.where(loc, key=key))
         raise UsageError(message) from None
+
+
+def check_part(document: Document, loc: Loc, model: type[BaseModel]) -> None:
+    """Refuse a mapping that could not be part of a value of `model`; required keys may be missing.
+
+    Raises:
+        UsageError: A key or value does not fit; one line per problem, each beginning with file, line and column.
+    """
+    try:
+        model.model_validate(document.at(loc))
+    except ValidationError as error:
+        message = explain(error, model, lambda inner, key: document.where((*loc, *inner), key=key), without={"missing"})
+        if message:
+            raise UsageError(message) from None
 
 
 _Value = TypeVar("_Value")

@@ -1,0 +1,174 @@
+"""The plan as JSON, `edgekiln.plan/1`: every build with each effective value and where it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from edgekiln.pipelines.plan import Build, Plan
+
+PLAN_SCHEMA: Final = "edgekiln.plan/1"
+
+
+class _Value(BaseModel):
+    """A frozen part of a plan; readers ignore keys they do not know."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+
+class PlannedTargets(_Value):
+    """A targets file."""
+
+    name: str = Field(description="The file as the user named it.", examples=["targets.yaml (shipped)"])
+    sha256: str = Field(description="Of its bytes, in hex.", examples=["9f86d081…"])
+
+
+class PlannedSetting(_Value):
+    """The effective value of a setting."""
+
+    value: Any = Field(description="The value.", examples=[8])
+    origin: str = Field(
+        description="default, file:line:column, the variable, --set or the flag.", examples=["p.yaml:3:12", "--set"]
+    )
+
+
+class PlannedRuntime(_Value):
+    """A runtime and its versions."""
+
+    name: str = Field(description="The runtime.", examples=["llama.cpp"])
+    version: str = Field(description="Versions that the artifact must work with.", examples=[">=0.3.36"])
+
+
+class PlannedDevice(_Value):
+    """What decides how an artifact is written, and what it must fit into."""
+
+    description: str = Field(description="The target in one line.", examples=["Raspberry Pi 5, 8 GB"])
+    execution_provider: str = Field(description="Where the runtime computes.", examples=["cpu"])
+    context_length: int | None = Field(
+        description="Tokens of context to plan for; null for the model's own.", examples=[4096]
+    )
+    memory: int | None = Field(description="Bytes that a model may take; null where nothing is said.", examples=[2**32])
+
+
+class PlannedGate(_Value):
+    """A limit that holds."""
+
+    gate: str = Field(description="Metric, operator and limit.", examples=["mean_kld <= 0.05"])
+    why: str = Field(description="The reason for the limit.", examples=["limit of target raspberry-pi-5"])
+    origin: str = Field(
+        description="default of a precision, the target, or file:line:column.", examples=["default of q4_0"]
+    )
+
+
+class PlannedBuild(_Value):
+    """One cell of the matrix."""
+
+    id: str = Field(description="Unique in the plan, and a safe file name.", examples=["raspberry-pi-5-int4"])
+    target: str = Field(description="Name of the target.", examples=["raspberry-pi-5"])
+    format: str = Field(description="Container.", examples=["gguf"])
+    runtime: PlannedRuntime = Field(
+        description="The program that loads the artifact on the device.",
+        examples=[{"name": "llama.cpp", "version": ">=0.3.36"}],
+    )
+    device: PlannedDevice = Field(
+        description="What decides how the artifact is written.", examples=[{"execution_provider": "cpu"}]
+    )
+    stand_in: str | None = Field(
+        description="What validates here in place of the device's runtime; null where it is the same.",
+        examples=["llama.cpp on this machine's CPU stands in for llama.cpp on metal"],
+    )
+    requested: str = Field(description="Precision as asked for.", examples=["int4"])
+    precision: str = Field(description="Precision that the container holds.", examples=["q4_0"])
+    group_size: int | None = Field(
+        description="Weights that share a scale; null for the container's own.", examples=[32]
+    )
+    symmetric: bool = Field(description="No zero points.", examples=[True])
+    embedding_precision: str | None = Field(
+        description="Precision of the embeddings; null for the container's own.", examples=["int8"]
+    )
+    head_precision: str | None = Field(
+        description="Precision of the output head; null for the container's own.", examples=["int8"]
+    )
+    embedding_group_size: int | None = Field(
+        description="Group size of embeddings and head; null for the container's own.", examples=[64]
+    )
+    threads: int = Field(description="Threads of the runtimes.", examples=[4])
+    gates: tuple[PlannedGate, ...] = Field(description="Limits that hold.", examples=[[{"gate": "mean_kld <= 0.05"}]])
+    unsupported: str | None = Field(
+        description="Why it cannot be built; null when it can.", examples=["gguf does not hold nf4; use iq4_nl"]
+    )
+    allow_unsupported: bool = Field(description="It does not fail the run when it cannot be built.", examples=[False])
+    allow_not_measured: tuple[str, ...] = Field(
+        description="Metrics whose gates may stay unmeasured.", examples=[["peak_rss_bytes"]]
+    )
+    origins: dict[str, str] = Field(
+        description="Where each of these came from, by key: file:line:column, a target, default, a variable or a flag.",
+        examples=[{"threads": "target raspberry-pi-5 (targets.yaml:196:5)"}],
+    )
+
+
+class PlanDocument(_Value):
+    """What a run is going to do."""
+
+    schema_id: Literal["edgekiln.plan/1"] = Field(
+        default=PLAN_SCHEMA, alias="schema", description="Kind and version of this document.", examples=[PLAN_SCHEMA]
+    )
+    pipeline: str = Field(description="Name of the pipeline.", examples=["default"])
+    targets: PlannedTargets = Field(
+        description="The targets file used.", examples=[{"name": "targets.yaml (shipped)", "sha256": "9f86d081…"}]
+    )
+    settings: dict[str, PlannedSetting] = Field(
+        description="Every setting by name.", examples=[{"windows": {"value": 8, "origin": "default"}}]
+    )
+    builds: tuple[PlannedBuild, ...] = Field(
+        description="In the order of the pipeline.", examples=[[{"id": "onnx-cpu-int4"}]]
+    )
+
+
+def _planned(build: Build, reason: str | None) -> PlannedBuild:
+    target, scheme = build.target, build.scheme
+    return PlannedBuild(
+        id=build.id,
+        target=target.name,
+        format=build.format,
+        runtime=PlannedRuntime(name=target.runtime.name, version=target.runtime.version),
+        device=PlannedDevice(
+            description=target.description,
+            execution_provider=target.execution_provider,
+            context_length=build.context_length,
+            memory=target.memory,
+        ),
+        stand_in=target.stand_in,
+        requested=build.requested,
+        precision=build.precision,
+        group_size=scheme.group_size,
+        symmetric=scheme.symmetric,
+        embedding_precision=scheme.embedding_precision,
+        head_precision=scheme.head_precision,
+        embedding_group_size=scheme.embedding_group_size,
+        threads=build.threads,
+        gates=tuple(
+            PlannedGate(gate=str(gate), why=gate.why, origin=origin)
+            for gate, origin in zip(build.gates, build.gate_origins, strict=True)
+        ),
+        unsupported=reason,
+        allow_unsupported=build.allow_unsupported,
+        allow_not_measured=tuple(sorted(build.allow_not_measured)),
+        origins=dict(build.origins),
+    )
+
+
+def plan_document(plan: Plan, reasons: Mapping[str, str]) -> PlanDocument:
+    """Return a plan as it is published; `reasons` says by build id why a build cannot be made."""
+    settings = plan.settings
+    return PlanDocument(
+        pipeline=plan.pipeline.spec.name,
+        targets=PlannedTargets(name=plan.targets.name, sha256=plan.targets.document.sha256),
+        settings={
+            key: PlannedSetting(value=value, origin=settings.origins[key])
+            for key, value in settings.values.model_dump(mode="json").items()
+        },
+        builds=tuple(_planned(build, reasons.get(build.id)) for build in plan.builds),
+    )
