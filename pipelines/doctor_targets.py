@@ -71,8 +71,8 @@ def target_findings(path: Path | None, broken: Mapping[str, str]) -> Iterator[Fi
     except UsageError as error:
         if path is not None:
             raise
-        fix = "correct it, or name another one with --targets"
-        yield Finding(id="target/catalogue", status="problem", summary=str(error).splitlines()[0], fix=fix)
+        advice = "correct it, or name another one with --targets"
+        yield Finding(id="target/catalogue", status="problem", summary=str(error).splitlines()[0], fix=advice)
         return
     sorted_targets: dict[Kind, dict[str, str | None]] = {kind: {} for kind in _LINES}
     for name, target in catalogue.targets.items():

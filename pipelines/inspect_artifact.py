@@ -320,7 +320,7 @@ def _onnx_model(genai: Mapping[str, object], tensors: Sequence[OnnxTensor]) -> M
         hidden_size=integer(decoder.get("hidden_size")),
         intermediate_size=max(inner, default=None),
         vocab_size=vocabulary,
-        tied=any(tensor.shared for tensor in ends) if ends else None,
+        tied=(not heads or any(tensor.shared for tensor in ends)) if tables else None,
     )
 
 

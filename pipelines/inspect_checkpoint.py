@@ -94,6 +94,13 @@ def _stored_tensors(directory: Path, problems: list[str]) -> list[_Stored]:
     return tensors
 
 
+def _number(value: object) -> float | None:
+    """Return a finite number of JSON, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e18:
+        return None
+    return float(value)
+
+
 def _model(config: Mapping[str, object], tensors: list[_Stored]) -> ModelFacts:
     """Return the hyper-parameters as config.json has them, whatever the family."""
     family = config.get("model_type")
@@ -121,7 +128,7 @@ def _model(config: Mapping[str, object], tensors: list[_Stored]) -> ModelFacts:
         intermediate_size=integer(values.get("intermediate_size")),
         vocab_size=integer(values.get("vocab_size")),
         tied=tied if isinstance(tied, bool) else None,
-        rope_theta=float(theta) if type(theta) in {int, float} and abs(theta) < 1e18 else None,  # type: ignore[arg-type, operator]
+        rope_theta=_number(theta),
     )
 
 

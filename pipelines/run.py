@@ -9,19 +9,19 @@ from __future__ import annotations
 import platform
 import time
 import traceback
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from edgekiln.artifact import Manifest, write_atomically
+from edgekiln.artifact import write_atomically
 from edgekiln.checkpoint import Checkpoint, open_checkpoint
 from edgekiln.console import Console
 from edgekiln.device import Device
-from edgekiln.errors import BugError, EdgekilnError, ExitCode, MachineError, UnsupportedError, UsageError, worst
+from edgekiln.errors import BugError, EdgekilnError, ExitCode, MachineError, worst
 from edgekiln.exporters.base import ExportPlan
+from edgekiln.files import require_utf8
 from edgekiln.host import hardware_names, logical_cores, tool_versions
-from edgekiln.pipelines.export import check_outside, plan_export
+from edgekiln.pipelines.cells import Cell, check_runtime, prepare
+from edgekiln.pipelines.export import check_outside
 from edgekiln.pipelines.measure import Subject
 from edgekiln.pipelines.plan import Build, Plan
 from edgekiln.pipelines.session import (
@@ -33,9 +33,9 @@ from edgekiln.pipelines.session import (
     describe_protocol,
 )
 from edgekiln.pipelines.settings import Settings
-from edgekiln.pipelines.targets import RUNTIMES
 from edgekiln.pipelines.verdict import UNTIMED, Findings, Timings, elsewhere, judged, stand_in_report
 from edgekiln.pipelines.workspace import workspace
+from edgekiln.redact import redact
 from edgekiln.steps import LocalStore
 from edgekiln.validators import RUNTIME_NAMES
 from edgekiln.validators.health import health_report
@@ -47,90 +47,10 @@ from edgekiln.validators.report import (
     Report,
     TargetsReport,
 )
-from edgekiln.validators.validate import ArtifactMetrics, Reference
+from edgekiln.validators.validate import Reference
 
 REPORT: Final = "report.json"
 REPORT_MARKDOWN: Final = "report.md"
-
-
-@dataclass
-class Cell:
-    """A build on its way; each phase fills in what it found.
-
-    Attributes:
-        build: What is to be made.
-        plan: Decided from metadata; None when the cell is unsupported.
-        unsupported: Why it cannot be made.
-        error: What stopped it.
-    """
-
-    build: Build
-    plan: ExportPlan | None = None
-    unsupported: str | None = None
-    error: EdgekilnError | None = None
-    artifact: Path | None = None
-    manifest: Manifest | None = None
-    export_seconds: float | None = None
-    metrics: ArtifactMetrics | None = None
-
-    @property
-    def alive(self) -> bool:
-        """Nothing has stopped it so far."""
-        return self.plan is not None and self.error is None
-
-
-def prepare(plan: Plan, checkpoint: Checkpoint) -> list[Cell]:
-    """Decide every tensor of every build from metadata, before anything is written.
-
-    Raises:
-        UsageError: A scheme contradicts itself or the shapes; the message begins with the build's id.
-    """
-    return [_prepare(build, checkpoint) for build in plan.builds]
-
-
-def _prepare(build: Build, checkpoint: Checkpoint) -> Cell:
-    cell = Cell(build, unsupported=build.unsupported)
-    if cell.unsupported is not None:
-        return cell
-    try:
-        cell.plan = plan_export(checkpoint, build.format, build.scheme, build.device)
-    except UnsupportedError as error:
-        cell.unsupported = str(error)
-        return cell
-    except UsageError as error:
-        raise UsageError(f"{build.id}: {error}") from None
-    memory = build.target.memory
-    if memory is not None and cell.plan.weights_bytes > memory:
-        needed, given = cell.plan.weights_bytes / 2**20, memory / 2**20
-        cell.unsupported = (
-            f"its weights take {needed:.0f} MiB, but {build.target.name} gives a model {given:.0f} MiB; "
-            "use a smaller precision or checkpoint"
-        )
-        cell.plan = None
-    return cell
-
-
-def reasons_against(plan: Plan) -> tuple[dict[str, str], str | None]:
-    """Return why builds cannot be made, by id, and what could not be looked at.
-
-    The checkpoint's metadata is read where it is on this machine already; no weight is read, nothing is written.
-    """
-    settings = plan.settings.values
-    try:
-        checkpoint = open_checkpoint(settings.checkpoint, offline=True)
-    except MachineError:
-        known = {build.id: build.unsupported for build in plan.builds if build.unsupported}
-        return known, f"{settings.checkpoint} is not on this machine yet, so its shapes were not looked at."
-    reasons: dict[str, str] = {}
-    for build in plan.builds:
-        try:
-            cell = _prepare(build, checkpoint)
-        except UsageError as error:
-            reasons[build.id] = str(error).removeprefix(f"{build.id}: ")
-            continue
-        if cell.unsupported is not None:
-            reasons[build.id] = cell.unsupported
-    return reasons, None
 
 
 def run_plan(plan: Plan, console: Console) -> Outcome:
@@ -143,7 +63,10 @@ def run_plan(plan: Plan, console: Console) -> Outcome:
     settings = plan.settings.values
     checkpoint = open_checkpoint(settings.checkpoint, offline=settings.offline, listener=console)
     check_outside(settings.out, checkpoint)
+    require_utf8(checkpoint.directory, "rename a folder of it")
     cells = prepare(plan, checkpoint)
+    for cell in cells:
+        _refuse_runtime(cell)
     with workspace(settings.out) as scratch:
         logs = settings.out / "logs"
         # What an earlier run said must not be taken for this one's, should this one end early.
@@ -164,6 +87,15 @@ def run_plan(plan: Plan, console: Console) -> Outcome:
     return Outcome(report, worst(_exit_code(cell, build) for cell, build in zip(cells, builds, strict=True)))
 
 
+def _refuse_runtime(cell: Cell) -> None:
+    """Stop a build that nothing here could judge, before an hour goes into the reference."""
+    try:
+        if cell.alive:
+            check_runtime(cell.build)
+    except MachineError as error:
+        cell.error = error
+
+
 def _run_reference(session: Session, living: list[Cell]) -> Reference | None:
     """Run the reference if any build needs it; if it fails, no build can be judged."""
     if not living:
@@ -182,7 +114,6 @@ def _make(cell: Cell, session: Session, reference: Reference | None) -> None:
     if cell.plan is None or reference is None:
         return
     try:
-        _check_runtime(build)
         begin = time.monotonic()
         with session.console.step(build.id, f"exporting {cell.plan.container_type}"):
             cell.artifact, cell.manifest = session.export(cell.plan, build.requested, publish_as=build.id)
@@ -202,31 +133,8 @@ def _bug(error: Exception, log: Path) -> BugError:
     """Return what to say of an exception that nobody should have let pass; the traceback goes to the build's log."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
-        traceback.print_exception(error, file=file)
-    return BugError(f"a bug in Edgekiln: {type(error).__name__}: {error}; please file it with {log}")
-
-
-def _check_runtime(build: Build) -> None:
-    """Refuse to judge for a runtime version that this machine does not have.
-
-    A stand-in has no version that the target could ask for.
-
-    Raises:
-        MachineError: The runtime is missing, or lies outside the target's range.
-    """
-    target = build.target
-    package = RUNTIMES[target.runtime.name].package
-    try:
-        found = version(package)
-    except PackageNotFoundError:
-        raise MachineError(
-            f"target {target.name} is validated with {package}, which is not installed; install it with pip"
-        ) from None
-    if target.stand_in is None and not target.runtime.accepts(found):
-        raise MachineError(
-            f"target {target.name} wants {target.runtime.name} {target.runtime.version}, but this machine has "
-            f"{package} {found}; install one in that range or change the target"
-        )
+        file.write(redact("".join(traceback.format_exception(error))))
+    return BugError(redact(f"a bug in Edgekiln: {type(error).__name__}: {error}; please file it with {log}"))
 
 
 #: What is timed in turn: it shares a container, its threads and the device that it was made for.

@@ -9,6 +9,7 @@ from pathlib import Path
 from edgekiln.checkpoint import open_checkpoint
 from edgekiln.console import Console
 from edgekiln.errors import ExitCode
+from edgekiln.files import require_utf8
 from edgekiln.host import tool_versions
 from edgekiln.pipelines.measure import Subject
 from edgekiln.pipelines.session import (
@@ -45,6 +46,8 @@ def run_validation(artifact: Path, settings: Settings, limits: tuple[Gate, ...],
     """
     kind = identify(artifact)
     checkpoint = open_checkpoint(settings.checkpoint, offline=settings.offline, listener=console)
+    require_utf8(checkpoint.directory, "rename a folder of it")
+    require_utf8(artifact, "rename it")
     with tempfile.TemporaryDirectory(prefix="edgekiln-") as scratch:
         session = Session(checkpoint, settings, LocalStore(Path(scratch)), Path(scratch) / "logs", console)
         console.expect(4 + 2 * settings.repeats)

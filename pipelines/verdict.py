@@ -110,11 +110,14 @@ def stand_in_report(target: Target) -> StandInReport | None:
 def _speeds(timing: Timing | None) -> Speeds | None:
     if not isinstance(timing, Latency):
         return None
-    return Speeds(
-        **{name: timing.values[name] for name in METRICS if name in timing.values},
-        by_length={name: value for name, value in timing.values.items() if name not in METRICS},
-        spread=dict(timing.spread),
-        samples=dict(timing.samples),
+    medians = timing.values.items()
+    return Speeds.model_validate(
+        {
+            **{name: int(value) if name.endswith("_bytes") else value for name, value in medians if name in METRICS},
+            "by_length": {name: value for name, value in medians if name not in METRICS},
+            "spread": dict(timing.spread),
+            "samples": dict(timing.samples),
+        }
     )
 
 

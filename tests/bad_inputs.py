@@ -606,7 +606,7 @@ CASES: Final[Mapping[str, Mapping[str, Case]]] = {
     "Artifacts": {
         "no such file": Case(nothing, 4, "nowhere.gguf", ("validate", "nowhere.gguf", "--reference", "c")),
         "an empty GGUF file": Case(
-            lambda f: (f / "a.gguf").touch(), 3, "a.gguf", ("validate", "a.gguf", "--reference", "c"),
+            lambda f: (f / "a.gguf").touch(), 4, "a.gguf", ("validate", "a.gguf", "--reference", "c"),
             leaves=frozenset({"a.gguf"})),
         "an empty directory": Case(
             lambda f: (f / "a").mkdir(), 3, "a", ("validate", "a", "--reference", "c"), leaves=frozenset({"a"})),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import gguf
 import pytest
 
-from artifacts import gguf_file
+from artifacts import artifact, gguf_file
 from edgekiln.checkpoint import open_checkpoint
 from edgekiln.errors import ArtifactError, UnsupportedError, UsageError
 from edgekiln.pipelines.chat import Finished, Piece, find_artifact, open_conversation
@@ -39,9 +40,9 @@ def scripted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / name for name in FORMATS}
 
 
-def converse(artifact: Path, prompts: list[str], log: Path, *, system: str | None = None, **options: object):
+def converse(path: Path, prompts: list[str], log: Path, *, system: str | None = None, **options: object):
     chosen = ChatOptions(**{"max_tokens": 20, **options})  # type: ignore[arg-type]
-    with open_conversation(identify(artifact), chosen, system=system, threads=1, context=400, log=log) as talk:
+    with open_conversation(identify(path), chosen, system=system, threads=1, context=400, log=log) as talk:
         return talk.loaded, [list(talk.ask(prompt)) for prompt in prompts]
 
 
@@ -64,7 +65,7 @@ def test_every_runtime_streams_whole_characters_and_ends_its_turn(scripted, name
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_runtimes_own_template_engine_takes_the_switch(scripted, name, tmp_path):
-    for thinking, reply in ((True, THINKING[1]), (False, NOT_THINKING[1]), (None, THINKING[1])):
+    for thinking, reply in ((True, THINKING[1]), (False, NOT_THINKING[1])):
         _, (events,) = converse(scripted[name], ["Hello"], tmp_path / "log", thinking=thinking)
         assert said(events) == reply
 
@@ -100,11 +101,9 @@ def test_sampling_depends_on_the_seed_alone(tiny, name, tmp_path):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return the embedded checkpoint in each format."""
     folder = tmp_path_factory.mktemp("tiny")
-    checkpoint = open_checkpoint("tiny-qwen3")
-    for name in FORMATS:
-        export(checkpoint, name, Scheme("fp16"), folder / name)
-    return {name: folder / name for name in FORMATS}
+    return {name: artifact(name, "int4", folder) for name in FORMATS}
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -277,14 +276,16 @@ def test_a_conversation_at_a_terminal(tiny):
         start_new_session=True,
     )
     os.close(inner)
-    shown = b""
+    unread = b""
 
     def until(text: bytes) -> None:
-        nonlocal shown
-        shown, deadline = b"", time.monotonic() + 60
-        while text not in shown and time.monotonic() < deadline:
-            shown += os.read(outer, 4096)
-        assert text in shown
+        """Read up to and with `text`."""
+        nonlocal unread
+        deadline = time.monotonic() + 60
+        while text not in unread and select.select([outer], [], [], deadline - time.monotonic())[0]:
+            unread += os.read(outer, 4096)
+        assert text in unread
+        unread = unread.partition(text)[2]
 
     until(b"> ")
     os.write(outer, b"/help\n")
@@ -292,7 +293,7 @@ def test_a_conversation_at_a_terminal(tiny):
     until(b"> ")
     os.write(outer, b"Write\n")
     until(b"Write\r\n")
-    time.sleep(0.3)
+    until(b" ")  # of the reply
     running.send_signal(signal.SIGINT)
     until(b"stopped by Ctrl-C")
     until(b"> ")

@@ -1,7 +1,7 @@
 """Every command of README.md, docs/ and examples/ci is run, in order, as a reader would; the reference is current.
 
-The conventions: in a fence marked `console` a line that begins with `$ ` is a command (a backslash at its end continues
-it), `# exits with N` after it says that it does not end with 0, and the rest is output, which is shown and not compared.
+In a fence marked `console` a line that begins with `$ ` is a command (a backslash at its end continues it),
+`# exits with N` after it says that it does not end with 0, and the rest is output, which is shown and not compared.
 A comment `<!-- file: NAME -->` before a fence makes it a file that the reader writes.
 """
 
@@ -30,24 +30,18 @@ WORKFLOWS = sorted((ROOT / "examples" / "ci").glob("*.yml"))
 
 #: Commands that are not run, by the reason. Each begins with one of these words.
 NOT_RUN = {
-    "make build": "installs; it is what the tests run in",
-    "make test": "runs these tests",
     "git clone": "needs the network",
     "git submodule": "needs the network",
     "cd edgekiln": "after git clone",
     ". .venv/bin/activate": "the interpreter that runs the tests comes first on PATH",
-    "sudo apt-get": "changes the machine",
-    "apt-get": "changes the machine",
     "python -m pip wheel": "needs the network, and compiles for ten minutes",
     "python -m pip install": "changes the environment that the tests run in",
     "hf download": "needs the network",
 }
-#: Builds that take more than half a minute each: planned here, run by `make test-slow`.
+#: Builds that the quick run only plans; `make test-slow` makes them. The tutorial's build is made in both.
 SLOW = {
-    "edgekiln build": "the default pipeline, seven builds",
-    "edgekiln build --checkpoint ./my-fine-tune": "the same of another checkpoint",
-    "edgekiln build --checkpoint Qwen/Qwen3-0.6B": "the same of another checkpoint",
-    "edgekiln build nightly.yaml": "four builds",
+    "edgekiln build kiosk.yaml": "half a minute for a build that differs from the tutorial's in its target alone",
+    "edgekiln build strict.yaml": "half a minute for a gate that fails, as one does at the end of the tutorial",
 }
 #: The least that still measures everything; the pages show plain commands. Speeds say nothing here, so none is noisy.
 QUICK = {
@@ -69,6 +63,7 @@ COMMIT = "c0ffee00" * 5
 _FENCE = re.compile(r"(?P<marks>`{3,})(?P<language>[\w-]*)\s*")
 _FILE = re.compile(r"<!-- file: (?P<name>\S+) -->")
 _EXIT = re.compile(r"# exits with (?P<code>\d+)")
+_COMMAND = re.compile(rf"^\$ (?P<text>.*)(?:\n{_EXIT.pattern}$)?", re.MULTILINE)
 _LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
 
 
@@ -86,21 +81,9 @@ class Command:
 
 def commands(block: list[str]) -> Iterator[Command]:
     """Yield the commands of a console fence, each with the exit code that the page states."""
-    lines = iter([*block, ""])
-    line = next(lines)
-    while True:
-        if line.startswith("$ "):
-            text = line[2:]
-            while text.endswith("\\"):
-                text = text[:-1] + next(lines).strip()
-            line = next(lines)
-            stated = _EXIT.fullmatch(line.strip())
-            yield Command(text, int(stated["code"]) if stated else 0)
-        else:
-            following = next(lines, None)
-            if following is None:
-                return
-            line = following
+    text = "\n".join(block)
+    for match in _COMMAND.finditer(text.replace("\\\n", " ")):
+        yield Command(" ".join(match["text"].split()), int(match["code"] or 0))
 
 
 def steps(page: str) -> Iterator[File | Command]:
@@ -117,7 +100,7 @@ def steps(page: str) -> Iterator[File | Command]:
             for inner in lines:
                 if inner.strip() == opened["marks"]:
                     break
-                block.append(inner)
+                block.append(inner.removeprefix(line[: line.index("`")]))
             else:
                 raise ValueError(f"the fence {line!r} is not closed")
             if name is not None:
@@ -316,9 +299,9 @@ def test_a_page_is_read_as_a_reader_does():
     page = (
         "<!-- file: a.yaml -->\n\n```yaml\nkey: 1\n```\n"
         "```console\n$ first --option\noutput $ no command\n$ second \\\n    continued\n# exits with 3\nmore\n```\n"
-        "```yaml\nno: file\n```\n````text\n```console\n$ no\n```\n````\n"
+        "```yaml\nno: file\n```\n- item\n\n  ```console\n  $ third\n  ```\n````text\n```console\n$ no\n```\n````\n"
     )
-    found = [File("a.yaml", "key: 1\n"), Command("first --option"), Command("second continued", 3)]
+    found = [File("a.yaml", "key: 1\n"), Command("first --option"), Command("second continued", 3), Command("third")]
     assert list(steps(page)) == found
 
 

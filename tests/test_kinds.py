@@ -96,3 +96,9 @@ def test_absurd_counts_cost_nothing(tmp_path: Path, at: int) -> None:
     (tmp_path / "m.gguf").write_bytes(data)
     with pytest.raises(ArtifactError, match="claims 4611686018427387904 entries"):
         read_header(tmp_path / "m.gguf")
+
+
+def test_an_empty_file_is_damaged_rather_than_unknown(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").touch()
+    with pytest.raises(ArtifactError, match="is empty"):
+        identify(tmp_path / "a.gguf")

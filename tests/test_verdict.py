@@ -114,6 +114,13 @@ def test_gates_of_a_device_that_is_elsewhere_do_not_bind():
     assert size.status == "failed"
 
 
+def test_a_median_between_two_sizes_is_a_whole_number_of_bytes():
+    samples = [LatencySample({"peak_rss_bytes": size}, 0.0, None) for size in (10, 11)]
+    timings = Timings(aggregate(samples, "llama.cpp"), None, None)
+    report = judged(BASE, Findings(METRICS, timings, (), 2, 0.1))
+    assert report.latency.peak_rss_bytes == 10
+
+
 def test_everything_good_passes():
     check = CheckReport(check="a", outcome="known_divergence", detail="")
     assert verdict([check], judged_gates("decode_tokens_per_second >= 1")) == ("passed", None)

@@ -57,6 +57,8 @@ def identify(path: Path) -> ArtifactKind:
         if path.is_file():
             if is_gguf(path):
                 return ArtifactKind("gguf", path, path)
+            if path.stat().st_size == 0:
+                raise ArtifactError(f"{path} is empty; fetch or export it again")
         elif path.is_dir():
             if (path / "genai_config.json").is_file():
                 foundry = (path / "inference_model.json").is_file()

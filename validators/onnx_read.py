@@ -10,7 +10,7 @@ import math
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias
@@ -146,13 +146,25 @@ class _Weights:
         self._done: set[str] = set()
 
     def collect(self) -> Iterable[OnnxTensor]:
+        heads: dict[str, OnnxTensor] = {}
         for node in self._graph.node:
             if node.op_type in _PRODUCTS and len(node.input) > 1 and node.input[1] in self._stored:
-                yield self._together(node.input[1], node.input[2:], *_product(node), "matrix")
+                heads[node.input[1]] = self._together(node.input[1], node.input[2:], *_product(node), "matrix")
+        yield from heads.values()
+        # onnxruntime-genai's builder looks tied embeddings up in the head's codes, reshaped.
+        reshaped = {
+            node.output[0]: node.input[0]
+            for node in self._graph.node
+            if node.op_type == "Reshape" and node.input and node.output
+        }
         for node in self._graph.node:
-            if node.op_type == "GatherBlockQuantized" and node.input and node.input[0] in self._stored:
+            if not node.input:
+                continue
+            if node.op_type == "GatherBlockQuantized" and node.input[0] in self._stored:
                 codes = self._stored[node.input[0]]
                 yield self._together(codes.name, node.input[2:], *_table(node, codes), "embedding")
+            elif node.op_type == "GatherBlockQuantized" and (head := heads.get(reshaped.get(node.input[0], ""))):
+                yield replace(head, role="embedding", nbytes=0, shared=True)
         looked_up = {node.input[0] for node in self._graph.node if node.op_type in _LOOKUPS and node.input}
         tables = _rotary(self._graph)
         for name, tensor in self._stored.items():
@@ -170,10 +182,9 @@ class _Weights:
     def _together(self, codes: str, others: Iterable[str], name: str, shape: tuple[int, ...], role: Role) -> OnnxTensor:
         """Return one weight made of codes, scales and zero points; the inputs of a weight used twice count once."""
         parts = [self._stored[part] for part in (codes, *others) if part in self._stored]
-        again = codes in self._done
         self._done.update(part.name for part in parts)
         counted = [self._bytes(part) for part in parts]
-        shared = again or counted[0][1]
+        shared = counted[0][1]
         symmetric = len(parts) < 3 or name.startswith(("nf4", "fp4"))
         suffix = "" if name.startswith(("nf4", "fp4")) else " sym" if symmetric else " asym"
         return OnnxTensor(codes, shape, name + suffix, role, sum(size for size, _ in counted), shared)
@@ -220,7 +231,7 @@ def _type_name(tensor: Any) -> str:
     from onnx import TensorProto
 
     names = {"float": "float32", "double": "float64"}
-    name = TensorProto.DataType.Name(tensor.data_type).lower()
+    name = str(TensorProto.DataType.Name(tensor.data_type)).lower()
     return names.get(name, name)
 
 

@@ -64,8 +64,10 @@ def _ended(runtime: _E) -> Iterator[_E]:
 
 
 def _protocol(request: Json) -> MeasurementProtocol:
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in request["protocol"].items()}
-    return MeasurementProtocol(**values)
+    asked: Json = request["protocol"]
+    return MeasurementProtocol(
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in asked.items()}
+    )
 
 
 def _latency_prompt(windows: Sequence[Sequence[int]], length: int) -> list[int]:
@@ -132,7 +134,7 @@ def reference(request: Json) -> Json:
     Request: `checkpoint`, `corpus` (path or null), `directory`, `protocol`.
     """
     protocol, directory = _protocol(request), Path(request["directory"])
-    checkpoint = open_checkpoint(request["checkpoint"], offline=True)
+    checkpoint = open_checkpoint(request["checkpoint"], offline=True, check_text=False)
     corpus = read_corpus(Path(request["corpus"]) if request["corpus"] else None)
     tokenizer = load_tokenizer(checkpoint.directory)
     windows = make_windows(
@@ -220,7 +222,7 @@ def load(request: Json) -> Json:
 
 def structure(request: Json) -> Json:
     """Check an artifact's structure. Request: `path`, `checkpoint`."""
-    checkpoint = open_checkpoint(request["checkpoint"], offline=True)
+    checkpoint = open_checkpoint(request["checkpoint"], offline=True, check_text=False)
     family = checkpoint.family
     kind = identify(Path(request["path"]))
     found = check_structure(

@@ -124,7 +124,7 @@ def build(as_json: bool, **selection: Any) -> int:
 @click.option("--explain", metavar="BUILD", help="Show every effective setting of one build and where it came from.")
 def plan(as_json: bool, explain: str | None, **selection: Any) -> None:
     """Show the matrix of PIPELINE, and why a cell cannot be built; write nothing."""
-    from edgekiln.pipelines.run import reasons_against
+    from edgekiln.pipelines.cells import reasons_against
     from edgekiln.pipelines.tables import build_text, plan_json, plan_text
 
     made = _make_plan(**selection)

@@ -65,7 +65,8 @@ def prepare_streams() -> None:
     for descriptor in (1, 2):
         with contextlib.suppress(OSError):
             # Windows has it from 3.12 on, for pipes.
-            if hasattr(os, "get_blocking") and hasattr(os, "set_blocking") and not os.get_blocking(descriptor):
+            blocking = getattr(os, "get_blocking", None)
+            if blocking is not None and not blocking(descriptor) and hasattr(os, "set_blocking"):
                 os.set_blocking(descriptor, True)
     codecs.register_error(_HANDLER, _narrow)
     if sys.stdout is None:  # what Python makes of a closed one; most code does not expect that

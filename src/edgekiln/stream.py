@@ -49,8 +49,8 @@ class Stream:
     def __init__(self, child: Child, limits: Limits) -> None:
         self._child, self._limits = child, limits
         self._incoming: queue.Queue[bytes | None] = queue.Queue(_BACKLOG)
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        self._stop = threading.Event()
+        threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
         pipe = self._child.process.stdout
@@ -67,8 +67,11 @@ class Stream:
                 pipe.flush()
 
     def interrupt(self) -> None:
-        """Ask the task to stop what it is doing; its `Channel.interrupted` becomes true until its next message."""
-        self.send({_STOP: True})
+        """Ask the task to stop what it is doing; its `Channel.interrupted` becomes true until its next message.
+
+        A signal handler may call this at any time, so it is `receive` that sends it.
+        """
+        self._stop.set()
 
     def receive(self, seconds: float | None = None) -> Json | None:
         """Return the next message, or None when the task has ended well.
@@ -96,6 +99,9 @@ class Stream:
         deadline = time.monotonic() + seconds
         name, log, most = self._child.name, self._child.log, self._limits.memory_bytes
         while True:
+            if self._stop.is_set():
+                self._stop.clear()
+                self.send({_STOP: True})
             try:
                 return self._incoming.get(timeout=_POLL_SECONDS)
             except queue.Empty:
