@@ -64,7 +64,7 @@ PROVIDERS: Final[Mapping[str, OnnxProvider]] = MappingProxyType(
             options=MappingProxyType({"enable_graph_capture": "0"}),  # capture needs every node on the GPU
             lacks=MappingProxyType(
                 {
-                    "int8": "DirectML has no 8-bit MatMulNBits; use int4 or fp16, or the webgpu provider",
+                    "int8": "no 8-bit artifact was ever tried on DirectML; use int4 or fp16, or the webgpu provider",
                     "nf4": "DirectML has no MatMulBnb4; use int4",
                 }
             ),

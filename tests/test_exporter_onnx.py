@@ -410,8 +410,8 @@ def test_what_a_provider_lacks_is_refused_with_the_way_out():
         )
         assert " use " in reason
     for scheme, provider, message in (
-        (Scheme("int8"), "dml", "no 8-bit MatMulNBits; use int4"),
-        (Scheme("int4", head_precision="int8"), "dml", "no 8-bit MatMulNBits"),
+        (Scheme("int8"), "dml", "use int4 or fp16"),
+        (Scheme("int4", head_precision="int8"), "dml", "no 8-bit artifact was ever tried on DirectML"),
         (Scheme("nf4"), "dml", "no MatMulBnb4; use int4"),
         (Scheme("int4", embedding_precision="int4"), "dml", "looks embeddings up in int4; use fp16"),
         (Scheme("int4"), "webgp", "did you mean 'webgpu'"),

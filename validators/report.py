@@ -18,149 +18,233 @@ class _Value(BaseModel):
 class CheckpointReport(_Value):
     """The checkpoint that everything was made from and compared with."""
 
-    source: str = Field(description="What was asked for: a path, a Hub id, or the embedded checkpoint's name.")
-    revision: str | None = Field(description="Resolved Hub commit; null for a local directory.")
-    identity: str = Field(description="sha256 over the names and sha256 of the checkpoint's files.")
-    model_type: str
-    weights: int = Field(description="Number of stored weights; a tied head counts once.")
+    source: str = Field(
+        description="What was asked for: a path, a Hub id, or the embedded checkpoint's name.",
+        examples=["./my-fine-tune"],
+    )
+    revision: str | None = Field(
+        description="Resolved Hub commit; null for a local directory.",
+        examples=["c1899de289a04d12100db370d81485cdf75e47ca"],
+    )
+    identity: str = Field(
+        description="sha256 over the names and sha256 of the checkpoint's files.",
+        examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"],
+    )
+    model_type: str = Field(description="Family, as config.json names it.", examples=["qwen3"])
+    weights: int = Field(description="Number of stored weights; a tied head counts once.", examples=[494032768])
     fp16_overflows: int | None = Field(
-        default=None, description="Weights that fp16 cannot hold, in the reference; null where it did not run."
+        default=None,
+        description="Weights that fp16 cannot hold, in the reference; null where it did not run.",
+        examples=[0],
     )
     fp16_underflows: int | None = Field(
-        default=None, description="Weights other than zero that are zero in fp16, in the reference."
+        default=None, description="Weights other than zero that are zero in fp16, in the reference.", examples=[12]
     )
 
 
 class HostReport(_Value):
     """The machine that measured."""
 
-    system: str
-    machine: str
-    processor: str
-    logical_cores: int
-    memory_bytes: int
+    system: str = Field(description="Operating system and release.", examples=["Linux 6.8.0"])
+    machine: str = Field(description="Instruction set.", examples=["x86_64"])
+    processor: str = Field(description="Name of the processor or board.", examples=["AMD EPYC"])
+    logical_cores: int = Field(description="Logical cores that the process may use.", examples=[2])
+    memory_bytes: int = Field(description="Physical memory.", examples=[8589934592])
 
 
 class CorpusReport(_Value):
     """The text that was compared on."""
 
-    name: str
-    sha256: str
-    tokens: int = Field(description="Tokens of the windows that were compared.")
+    name: str = Field(description="The file, or built-in.", examples=["built-in"])
+    sha256: str = Field(
+        description="Of its bytes, in hex.",
+        examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"],
+    )
+    tokens: int = Field(description="Tokens of the windows that were compared.", examples=[2048])
 
 
 class ProtocolReport(_Value):
     """How it was measured."""
 
-    window: int = Field(description="Tokens per window.")
-    scored_tokens: int = Field(description="Positions whose distributions were compared.")
-    threads: int | None = Field(description="Threads of the runtimes; null where builds differ: see each build.")
-    repeats: int = Field(description="Rounds of fresh processes behind each median, at least.")
-    warmups: int
-    prefill_tokens: int = Field(description="Prompt length of the headline prefill speed and of TTFT.")
-    decode_tokens: int = Field(description="Generated tokens of the headline decode speed.")
-    prefill_lengths: tuple[int, ...] = Field(default=(), description="All prompt lengths that were timed.")
-    decode_lengths: tuple[int, ...] = Field(default=(), description="All numbers of generated tokens.")
-    max_spread: float | None = Field(
-        default=None, description="Scatter (interquartile range over median) beyond which a speed is too noisy."
+    window: int = Field(description="Tokens per window.", examples=[256])
+    scored_tokens: int = Field(description="Positions whose distributions were compared.", examples=[2040])
+    threads: int | None = Field(
+        description="Threads of the runtimes; null where builds differ: see each build.", examples=[2]
     )
-    greedy_tokens: int
-    greedy_prompts: int
-    reference: str = Field(description="What the reference is, in words.")
+    repeats: int = Field(description="Rounds of fresh processes behind each median, at least.", examples=[3])
+    warmups: int = Field(description="Runs before measuring began.", examples=[1])
+    prefill_tokens: int = Field(description="Prompt length of the headline prefill speed and of TTFT.", examples=[128])
+    decode_tokens: int = Field(description="Generated tokens of the headline decode speed.", examples=[64])
+    prefill_lengths: tuple[int, ...] = Field(
+        default=(), description="All prompt lengths that were timed.", examples=[[128, 32, 256]]
+    )
+    decode_lengths: tuple[int, ...] = Field(
+        default=(), description="All numbers of generated tokens.", examples=[[64, 16]]
+    )
+    max_spread: float | None = Field(
+        default=None,
+        description="Scatter (interquartile range over median) beyond which a speed is too noisy.",
+        examples=[0.15],
+    )
+    greedy_tokens: int = Field(description="Tokens decoded greedily per prompt.", examples=[32])
+    greedy_prompts: int = Field(description="Prompts decoded greedily.", examples=[4])
+    reference: str = Field(
+        description="What the reference is, in words.",
+        examples=["Transformers in float32 on the weights rounded to fp16"],
+    )
 
 
 class TargetsReport(_Value):
     """The targets file used."""
 
-    name: str
-    sha256: str
+    name: str = Field(description="The file as the user named it.", examples=["targets.yaml (shipped)"])
+    sha256: str = Field(
+        description="Of its bytes, in hex.",
+        examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"],
+    )
 
 
 class CheckReport(_Value):
     """One structural check."""
 
-    check: str
-    outcome: Literal["pass", "fail", "not_measured", "known_divergence"]
-    detail: str
+    check: str = Field(description="Stable id of the check.", examples=["gguf/metadata"])
+    outcome: Literal["pass", "fail", "not_measured", "known_divergence"] = Field(
+        description="What became of it.", examples=["pass"]
+    )
+    detail: str = Field(
+        description="What was compared, or the first things found wrong.",
+        examples=["27 keys agree with the checkpoint"],
+    )
 
 
 class ParityReport(_Value):
     """The artifact against the reference on the same token ids. KLD is in nats, reference ‖ artifact."""
 
-    mean_kld: float
-    median_kld: float
-    p99_kld: float
-    max_kld: float
-    top1_agreement: float = Field(ge=0, le=1)
-    perplexity: float
-    reference_perplexity: float
-    greedy_agreement_tokens: float | None = Field(
-        description="Leading tokens of a greedy reply that equal the reference's, mean over the prompts."
+    mean_kld: float = Field(description="Mean over scored tokens.", examples=[0.0219])
+    median_kld: float = Field(description="Median over scored tokens.", examples=[0.011])
+    p99_kld: float = Field(description="99th percentile over scored tokens.", examples=[0.17])
+    max_kld: float = Field(description="Worst scored token.", examples=[0.62])
+    top1_agreement: float = Field(
+        ge=0, le=1, description="Share of tokens whose most likely successor is the same.", examples=[0.867]
     )
-    runtime: str = Field(description="The runtime that computed the logits.")
+    perplexity: float = Field(
+        description="Exponential of the artifact's mean negative log-likelihood.", examples=[832.9]
+    )
+    reference_perplexity: float = Field(description="The same of the reference.", examples=[871.2])
+    greedy_agreement_tokens: float | None = Field(
+        description="Leading tokens of a greedy reply that equal the reference's, mean over the prompts.",
+        examples=[21.5],
+    )
+    runtime: str = Field(description="The runtime that computed the logits.", examples=["llama.cpp"])
 
 
 class Speeds(_Value):
     """Medians of one model in one runtime; null where it could not be measured."""
 
-    load_seconds: float | None = Field(default=None, description="With the files in the page cache.")
-    cold_load_seconds: float | None = Field(default=None, description="With the files on the disk alone.")
+    load_seconds: float | None = Field(default=None, description="With the files in the page cache.", examples=[0.41])
+    cold_load_seconds: float | None = Field(
+        default=None, description="With the files on the disk alone.", examples=[1.9]
+    )
     time_to_first_token_seconds: float | None = Field(
-        default=None, description="From a prompt to its first token, by the runtime's own generate call."
+        default=None,
+        description="From a prompt to its first token, by the runtime's own generate call.",
+        examples=[0.8],
     )
-    prefill_tokens_per_second: float | None = None
-    decode_tokens_per_second: float | None = None
-    peak_rss_bytes: int | None = Field(default=None, description="Highest resident memory, mapped files included.")
-    steady_rss_bytes: int | None = Field(default=None, description="Resident memory after generating.")
+    prefill_tokens_per_second: float | None = Field(
+        default=None, description="Prompt tokens processed per second.", examples=[160.0]
+    )
+    decode_tokens_per_second: float | None = Field(
+        default=None, description="Tokens generated per second.", examples=[41.0]
+    )
+    peak_rss_bytes: int | None = Field(
+        default=None, description="Highest resident memory, mapped files included.", examples=[734003200]
+    )
+    steady_rss_bytes: int | None = Field(
+        default=None, description="Resident memory after generating.", examples=[612368384]
+    )
     by_length: dict[str, float] = Field(
-        default={}, description="Tokens per second by length, as llama-bench names them: pp128, tg64."
+        default={},
+        description="Tokens per second by length, as llama-bench names them: pp128, tg64.",
+        examples=[{"pp128": 160.0, "tg64": 41.0}],
     )
-    spread: dict[str, float] = Field(default={}, description="Interquartile range over median of each figure.")
-    samples: dict[str, tuple[float, ...]] = Field(default={}, description="One value per process, in order.")
+    spread: dict[str, float] = Field(
+        default={},
+        description="Interquartile range over median of each figure.",
+        examples=[{"decode_tokens_per_second": 0.03}],
+    )
+    samples: dict[str, tuple[float, ...]] = Field(
+        default={},
+        description="One value per process, in order.",
+        examples=[{"decode_tokens_per_second": [40.8, 41.0, 41.3]}],
+    )
 
 
 class LatencyReport(Speeds):
     """Speeds of the artifact and, under the same keys, of what it is compared with."""
 
-    runtime: str
-    threads: int
+    runtime: str = Field(description="The runtime that was timed.", examples=["llama.cpp"])
+    threads: int = Field(description="Threads of the runtime.", examples=[2])
     pinned_to: tuple[int, ...] | None = Field(
-        default=None, description="Logical processors that the processes were bound to; null where that cannot be done."
+        default=None,
+        description="Logical processors that the processes were bound to; null where that cannot be done.",
+        examples=[[0, 1]],
     )
     contention: float | None = Field(
-        default=None, description="Share of the processors' time that other processes used meanwhile."
+        default=None, description="Share of the processors' time that other processes used meanwhile.", examples=[0.02]
     )
-    reference: Speeds | None = Field(default=None, description="Transformers on the checkpoint, in float32.")
+    reference: Speeds | None = Field(
+        default=None,
+        description="Transformers on the checkpoint, in float32.",
+        examples=[{"decode_tokens_per_second": 9.0}],
+    )
     fp16_artifact: Speeds | None = Field(
-        default=None, description="The same checkpoint at fp16 in the same container and runtime."
+        default=None,
+        description="The same checkpoint at fp16 in the same container and runtime.",
+        examples=[{"decode_tokens_per_second": 19.6}],
     )
 
 
 class GateReport(_Value):
     """One gate."""
 
-    metric: str
-    limit: str
-    value: float | None
-    outcome: Literal["pass", "fail", "not_measured"]
-    reason: str
+    metric: str = Field(description="What it limits.", examples=["mean_kld"])
+    limit: str = Field(description="Operator and limit.", examples=["<= 0.05"])
+    value: float | None = Field(description="The measured value; null when it was not measured.", examples=[0.0219])
+    outcome: Literal["pass", "fail", "not_measured"] = Field(description="What became of it.", examples=["pass"])
+    reason: str = Field(
+        description="Why it failed or was not measured; for a pass, why the limit is what it is.",
+        examples=["limit of target gguf-cpu"],
+    )
     binding: bool = Field(
-        default=True, description="False where this machine cannot judge it by design; the build passes without it."
+        default=True,
+        description="False where this machine cannot judge it by design; the build passes without it.",
+        examples=[True],
     )
 
 
 class StandInReport(_Value):
     """What ran here in place of what will run on the device."""
 
-    what: str = Field(description="What stood in for what.")
-    not_measured: tuple[str, ...] = Field(description="What this says nothing about.")
+    what: str = Field(
+        description="What stood in for what.",
+        examples=["llama.cpp on this machine's CPU stands in for llama.cpp on metal"],
+    )
+    not_measured: tuple[str, ...] = Field(
+        description="What this says nothing about.", examples=[["decode_tokens_per_second"]]
+    )
 
 
 class HealthReport(_Value):
     """One word on a build, and what to do about it."""
 
-    status: Literal["healthy", "degraded", "unhealthy"]
-    findings: tuple[str, ...] = Field(default=(), description="What is not as it should be, each with what to do.")
+    status: Literal["healthy", "degraded", "unhealthy"] = Field(
+        description="healthy, degraded or unhealthy.", examples=["healthy"]
+    )
+    findings: tuple[str, ...] = Field(
+        default=(),
+        description="What is not as it should be, each with what to do.",
+        examples=[["decoding scatters by 22 %: measure on a quiet machine"]],
+    )
 
 
 BuildStatus = Literal["passed", "failed", "error", "unsupported"]
@@ -169,44 +253,108 @@ BuildStatus = Literal["passed", "failed", "error", "unsupported"]
 class BuildReport(_Value):
     """One cell of the matrix."""
 
-    id: str
-    target: str | None
-    format: str
-    requested: str | None = Field(description="Precision as asked for.")
-    precision: str | None = Field(description="Precision after the target's mapping.")
-    container_type: str | None = Field(description="What the container holds.")
-    status: BuildStatus
-    reason: str | None = Field(description="Why it did not pass; null when it did.")
-    artifact: str | None = Field(default=None, description="Path relative to the report.")
-    size_bytes: int | None = Field(default=None, description="All files of the artifact.")
-    weights_bytes: int | None = Field(default=None, description="All tensors of the artifact.")
-    bits_per_weight: float | None = None
-    export_seconds: float | None = None
-    structure: tuple[CheckReport, ...] = ()
-    parity: ParityReport | None = None
-    latency: LatencyReport | None = None
-    gates: tuple[GateReport, ...] = ()
-    notes: tuple[str, ...] = Field(default=(), description="Tensors that lie in another type than was asked for.")
-    not_measured: dict[str, str] = Field(default={}, description="What is missing here, and why.")
-    stand_in: StandInReport | None = Field(
-        default=None, description="Set where the target's own runtime or processor is not this machine's."
+    id: str = Field(description="Unique in the report, and the name of the build's folder.", examples=["gguf-cpu-int4"])
+    target: str | None = Field(description="Name of the target; null for a validation.", examples=["gguf-cpu"])
+    format: str = Field(description="Container.", examples=["gguf"])
+    requested: str | None = Field(description="Precision as asked for.", examples=["int4"])
+    precision: str | None = Field(description="Precision after the target's mapping.", examples=["q4_0"])
+    container_type: str | None = Field(description="What the container holds.", examples=["Q4_0"])
+    status: BuildStatus = Field(description="How it ended.", examples=["passed", "failed"])
+    reason: str | None = Field(
+        description="Why it did not pass; null when it did.", examples=["mean_kld 0.31 is above 0.25"]
     )
-    health: HealthReport | None = Field(default=None, description="Null where the build is unsupported.")
-    log: str | None = Field(default=None, description="Log of the runtimes, relative to the report.")
+    artifact: str | None = Field(
+        default=None, description="Path relative to the report.", examples=["gguf-cpu-int4/3f2a91c07b5e"]
+    )
+    size_bytes: int | None = Field(default=None, description="All files of the artifact.", examples=[3700000])
+    weights_bytes: int | None = Field(default=None, description="All tensors of the artifact.", examples=[3600000])
+    bits_per_weight: float | None = Field(
+        default=None, description="Bits of all tensors per stored weight of the checkpoint.", examples=[4.85]
+    )
+    export_seconds: float | None = Field(default=None, description="Time that the export took.", examples=[5.6])
+    structure: tuple[CheckReport, ...] = Field(
+        default=(),
+        description="What was checked without running the model.",
+        examples=[[{"check": "gguf/metadata", "outcome": "pass"}]],
+    )
+    parity: ParityReport | None = Field(
+        default=None,
+        description="How near its predictions are; null where it did not run.",
+        examples=[{"mean_kld": 0.0219}],
+    )
+    latency: LatencyReport | None = Field(
+        default=None,
+        description="How fast it is; null where it was not timed.",
+        examples=[{"decode_tokens_per_second": 41.0}],
+    )
+    gates: tuple[GateReport, ...] = Field(
+        default=(),
+        description="Limits and what became of them.",
+        examples=[[{"metric": "mean_kld", "outcome": "pass"}]],
+    )
+    notes: tuple[str, ...] = Field(
+        default=(),
+        description="Tensors that lie in another type than was asked for.",
+        examples=[["24 tensors, first blk.0.ffn_down.weight: rows of 896 do not divide by 256"]],
+    )
+    not_measured: dict[str, str] = Field(
+        default={},
+        description="What is missing here, and why.",
+        examples=[{"cold_load_seconds": "the page cache cannot be emptied here"}],
+    )
+    stand_in: StandInReport | None = Field(
+        default=None,
+        description="Set where the target's own runtime or processor is not this machine's.",
+        examples=[{"what": "llama.cpp on this machine's CPU stands in for llama.cpp on metal"}],
+    )
+    health: HealthReport | None = Field(
+        default=None,
+        description="Null where the build is unsupported.",
+        examples=[{"status": "healthy", "findings": []}],
+    )
+    log: str | None = Field(
+        default=None, description="Log of the runtimes, relative to the report.", examples=["logs/gguf-cpu-int4.log"]
+    )
 
 
 class Report(_Value):
     """Everything that a build or a validation found."""
 
-    schema_id: Literal["edgekiln.report/1"] = Field(default=REPORT_SCHEMA, alias="schema")
-    checkpoint: CheckpointReport | None
-    tools: dict[str, str]
-    host: HostReport
-    targets: TargetsReport | None = None
-    pipeline: str | None = None
-    corpus: CorpusReport | None
-    protocol: ProtocolReport | None
-    builds: tuple[BuildReport, ...]
+    schema_id: Literal["edgekiln.report/1"] = Field(
+        default=REPORT_SCHEMA,
+        alias="schema",
+        description="Kind and version of this document.",
+        examples=["edgekiln.report/1"],
+    )
+    checkpoint: CheckpointReport | None = Field(
+        description="The checkpoint that everything was made from; null when it could not be read.",
+        examples=[{"source": "tiny-qwen3"}],
+    )
+    tools: dict[str, str] = Field(
+        description="Versions of Python and of every package that matters.",
+        examples=[{"python": "3.11.7", "onnxruntime": "1.31.0"}],
+    )
+    host: HostReport = Field(
+        description="Where it was measured.", examples=[{"system": "Linux 6.8.0", "machine": "x86_64"}]
+    )
+    targets: TargetsReport | None = Field(
+        default=None,
+        description="The targets file; null for a validation.",
+        examples=[{"name": "targets.yaml (shipped)"}],
+    )
+    pipeline: str | None = Field(
+        default=None, description="Name of the pipeline; null for a validation.", examples=["default"]
+    )
+    corpus: CorpusReport | None = Field(
+        description="The text; null where nothing was compared.", examples=[{"name": "built-in", "tokens": 2040}]
+    )
+    protocol: ProtocolReport | None = Field(
+        description="The measurement's settings; null where nothing was measured.",
+        examples=[{"window": 256, "repeats": 3}],
+    )
+    builds: tuple[BuildReport, ...] = Field(
+        description="In the order of the pipeline.", examples=[[{"id": "gguf-cpu-int4", "status": "passed"}]]
+    )
 
     def to_json(self) -> str:
         """Return the report as published."""

@@ -64,10 +64,8 @@ def _ended(runtime: _E) -> Iterator[_E]:
 
 
 def _protocol(request: Json) -> MeasurementProtocol:
-    asked: Json = request["protocol"]
-    return MeasurementProtocol(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in asked.items()}
-    )
+    asked: Json = {k: tuple(v) if isinstance(v, list) else v for k, v in request["protocol"].items()}
+    return MeasurementProtocol(**asked)
 
 
 def _latency_prompt(windows: Sequence[Sequence[int]], length: int) -> list[int]:

@@ -30,63 +30,121 @@ class _Value(BaseModel):
 class FileEntry(_Value):
     """One file of an artifact."""
 
-    path: str = Field(description="Path relative to the artifact directory, with forward slashes.")
-    size: int = Field(ge=0, description="Bytes.")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    path: str = Field(
+        description="Path relative to the artifact directory, with forward slashes.", examples=["model-Q4_0.gguf"]
+    )
+    size: int = Field(ge=0, description="Bytes.", examples=[3700000])
+    sha256: str = Field(
+        pattern=r"^[0-9a-f]{64}$",
+        description="Of its bytes, in hex.",
+        examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"],
+    )
 
 
 class CheckpointEntry(_Value):
     """The checkpoint that the artifact was made from."""
 
-    name: str | None = Field(description="Hub id or name of the embedded checkpoint; null for a local directory.")
-    revision: str | None = Field(description="Resolved Hub commit; null for a local directory.")
-    identity: str = Field(description="sha256 over the names and sha256 of the checkpoint's files.")
-    model_type: str
-    weights: int = Field(description="Number of stored weights; a tied head counts once.")
+    name: str | None = Field(
+        description="Hub id or name of the embedded checkpoint; null for a local directory.",
+        examples=["Qwen/Qwen3-0.6B"],
+    )
+    revision: str | None = Field(
+        description="Resolved Hub commit; null for a local directory.",
+        examples=["c1899de289a04d12100db370d81485cdf75e47ca"],
+    )
+    identity: str = Field(
+        description="sha256 over the names and sha256 of the checkpoint's files.",
+        examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"],
+    )
+    model_type: str = Field(description="Family, as config.json names it.", examples=["qwen3"])
+    weights: int = Field(description="Number of stored weights; a tied head counts once.", examples=[494032768])
 
 
 class SchemeEntry(_Value):
     """What was asked for, and the settings it resolved to."""
 
-    requested: str = Field(description="Precision as asked for, e.g. int4.")
-    precision: str = Field(description="Precision after the target's mapping, e.g. q4_k_m.")
-    group_size: int | None = None
-    symmetric: bool | None = None
-    embedding_precision: str | None = None
-    head_precision: str | None = None
-    embedding_group_size: int | None = None
+    requested: str = Field(description="Precision as asked for, e.g. int4.", examples=["int4"])
+    precision: str = Field(description="Precision after the target's mapping, e.g. q4_k_m.", examples=["q4_0"])
+    group_size: int | None = Field(
+        default=None, description="Weights that share a scale; null for the container's own.", examples=[32]
+    )
+    symmetric: bool | None = Field(default=None, description="No zero points.", examples=[True])
+    embedding_precision: str | None = Field(
+        default=None, description="Precision of the embeddings; null for the container's own.", examples=["int8"]
+    )
+    head_precision: str | None = Field(
+        default=None, description="Precision of the output head; null for the container's own.", examples=["int8"]
+    )
+    embedding_group_size: int | None = Field(
+        default=None, description="Group size of embeddings and head; null for the container's own.", examples=[64]
+    )
 
 
 class DeviceEntry(_Value):
     """Where the artifact is to run, as far as that decided what is in it."""
 
-    execution_provider: str = Field(default="cpu", description="Where the runtime computes, e.g. cpu or webgpu.")
-    context_length: int | None = Field(default=None, description="Tokens planned for; null for the model's own.")
+    execution_provider: str = Field(
+        default="cpu", description="Where the runtime computes, e.g. cpu or webgpu.", examples=["cpu"]
+    )
+    context_length: int | None = Field(
+        default=None, description="Tokens planned for; null for the model's own.", examples=[4096]
+    )
 
 
 class TensorEntry(_Value):
     """One tensor of the artifact."""
 
-    name: str = Field(description="Name in the artifact.")
-    sources: tuple[str, ...] = Field(description="Checkpoint tensors it was made from; empty for a computed one.")
-    shape: tuple[int, ...]
-    type: str = Field(description="Grid or float type that it lies in.")
-    nbytes: int = Field(ge=0, description="Bytes in the artifact; 0 when it shares another tensor's bytes.")
-    note: str | None = Field(default=None, description="Why it differs from what the scheme asked for.")
+    name: str = Field(description="Name in the artifact.", examples=["token_embd.weight"])
+    sources: tuple[str, ...] = Field(
+        description="Checkpoint tensors it was made from; empty for a computed one.",
+        examples=[["model.embed_tokens.weight"]],
+    )
+    shape: tuple[int, ...] = Field(description="Logical shape, row-major.", examples=[[151936, 896]])
+    type: str = Field(description="Grid or float type that it lies in.", examples=["Q4_0"])
+    nbytes: int = Field(
+        ge=0, description="Bytes in the artifact; 0 when it shares another tensor's bytes.", examples=[76595200]
+    )
+    note: str | None = Field(
+        default=None,
+        description="Why it differs from what the scheme asked for.",
+        examples=["rows of 896 do not divide by 256: Q5_0 instead of Q4_K"],
+    )
 
 
 class Manifest(_Value):
     """manifest.json of an artifact: no time, no path, nothing that differs between two equal builds."""
 
-    schema_id: Literal["edgekiln.manifest/1"] = Field(default=MANIFEST_SCHEMA, alias="schema")
-    format: str
-    container_type: str = Field(description="What the container holds, e.g. 'MatMulNBits int4 g32 sym' or 'Q4_0'.")
-    checkpoint: CheckpointEntry
-    scheme: SchemeEntry
-    device: DeviceEntry = DeviceEntry()
-    tools: dict[str, str] = Field(description="Versions of the tools and native libraries that touched the bytes.")
-    files: tuple[FileEntry, ...]
-    tensors: tuple[TensorEntry, ...]
+    schema_id: Literal["edgekiln.manifest/1"] = Field(
+        default=MANIFEST_SCHEMA,
+        alias="schema",
+        description="Kind and version of this document.",
+        examples=["edgekiln.manifest/1"],
+    )
+    format: str = Field(description="Container.", examples=["gguf"])
+    container_type: str = Field(
+        description="What the container holds, e.g. 'MatMulNBits int4 g32 sym' or 'Q4_0'.", examples=["Q4_0"]
+    )
+    checkpoint: CheckpointEntry = Field(
+        description="What it was made from.", examples=[{"name": "tiny-qwen3", "model_type": "qwen3"}]
+    )
+    scheme: SchemeEntry = Field(
+        description="What was asked for and what it resolved to.", examples=[{"requested": "int4", "precision": "q4_0"}]
+    )
+    device: DeviceEntry = Field(
+        default=DeviceEntry(), description="The device that it was made for.", examples=[{"execution_provider": "cpu"}]
+    )
+    tools: dict[str, str] = Field(
+        description="Versions of the tools and native libraries that touched the bytes.",
+        examples=[{"edgekiln": "0.1.0", "onnxruntime": "1.31.0"}],
+    )
+    files: tuple[FileEntry, ...] = Field(
+        description="Every file but this one and the checksums, sorted by path.",
+        examples=[[{"path": "model-Q4_0.gguf", "size": 3700000}]],
+    )
+    tensors: tuple[TensorEntry, ...] = Field(
+        description="Every tensor, in the order of the file.",
+        examples=[[{"name": "token_embd.weight", "type": "Q8_0"}]],
+    )
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
