@@ -42,8 +42,9 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size: int) -> str:
-    """Return a short text that `parse_size` reads back to exactly `size`: `4 GiB`, `350 MB`, `317400576 B`."""
+    """Return a short text that `parse_size` reads back to exactly `size`: `6.5 GiB`, `350 MB`, `317400576 B`."""
     for unit, factor in sorted(_UNITS.items(), key=lambda item: -item[1]):
-        if size and size % factor == 0:
-            return f"{size // factor} {unit}"
+        whole, tenths = divmod(10 * size // factor, 10)
+        if size >= factor and 10 * size % factor == 0:
+            return f"{whole}.{tenths} {unit}" if tenths else f"{whole} {unit}"
     return f"{size} B"
