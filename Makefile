@@ -11,7 +11,8 @@ build: $(STAMP)
 	$(BIN)/edgekiln build
 
 test: lint types
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not alone" --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and alone"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -13,7 +13,7 @@ from edgekiln.pipelines.targets import Target
 from edgekiln.validators import RUNTIME_NAMES
 from edgekiln.validators.gates import TIMED, Baseline, Evidence, Gate, GateOutcome, judge
 from edgekiln.validators.health import health_report
-from edgekiln.validators.latency import METRICS, Latency
+from edgekiln.validators.latency import Latency
 from edgekiln.validators.report import (
     BuildReport,
     BuildStatus,
@@ -113,8 +113,8 @@ def _speeds(timing: Timing | None) -> Speeds | None:
     medians = timing.values.items()
     return Speeds.model_validate(
         {
-            **{name: int(value) if name.endswith("_bytes") else value for name, value in medians if name in METRICS},
-            "by_length": {name: value for name, value in medians if name not in METRICS},
+            **{name: int(value) if name.endswith("_bytes") else value for name, value in medians if name in TIMED},
+            "by_length": {name: value for name, value in medians if name not in TIMED},
             "spread": dict(timing.spread),
             "samples": dict(timing.samples),
         }
@@ -204,11 +204,11 @@ def missing_reasons(metrics: ArtifactMetrics, timings: Timings) -> dict[str, str
     if "parity" in metrics.not_measured:
         reasons |= dict.fromkeys((*ParityReport.model_fields, "perplexity_ratio"), metrics.not_measured["parity"])
     if isinstance(timings.artifact, EdgekilnError):
-        reasons |= dict.fromkeys(METRICS, str(timings.artifact))
+        reasons |= dict.fromkeys(TIMED, str(timings.artifact))
     elif isinstance(timings.artifact, Latency) and timings.artifact.no_cold_load:
         reasons["cold_load_seconds"] = timings.artifact.no_cold_load
     elif "latency" in metrics.not_measured:
-        reasons |= dict.fromkeys(METRICS, metrics.not_measured["latency"])
+        reasons |= dict.fromkeys(TIMED, metrics.not_measured["latency"])
     return reasons
 
 

@@ -37,9 +37,15 @@ NOT_RUN = {
     "python -m pip wheel": "needs the network, and compiles for ten minutes",
     "python -m pip install": "changes the environment that the tests run in",
     "hf download": "needs the network",
+    "make build": "makes the environment that the tests run in",
+    "make test": "is what runs this test",
 }
 #: Builds that the quick run only plans; `make test-slow` makes them. The tutorial's build is made in both.
 SLOW = {
+    "edgekiln build --checkpoint ./my-fine-tune": "two minutes for what `make build` does",
+    "edgekiln build --checkpoint Qwen/Qwen3-0.6B": "the same from the Hub's cache",
+    "edgekiln build --checkpoint ./my-fine-tune --target gguf-cpu --out dist": "the same for one target",
+    "edgekiln build nightly.yaml": "half a minute for more builds of the kinds that the tutorial makes",
     "edgekiln build kiosk.yaml": "half a minute for a build that differs from the tutorial's in its target alone",
     "edgekiln build strict.yaml": "half a minute for a gate that fails, as one does at the end of the tutorial",
 }
@@ -64,6 +70,7 @@ _FENCE = re.compile(r"(?P<marks>`{3,})(?P<language>[\w-]*)\s*")
 _FILE = re.compile(r"<!-- file: (?P<name>\S+) -->")
 _EXIT = re.compile(r"# exits with (?P<code>\d+)")
 _COMMAND = re.compile(rf"^\$ (?P<text>.*)(?:\n{_EXIT.pattern}$)?", re.MULTILINE)
+_REMARK = re.compile(r"\s#\s.*")
 _LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
 
 
@@ -81,9 +88,10 @@ class Command:
 
 def commands(block: list[str]) -> Iterator[Command]:
     """Yield the commands of a console fence, each with the exit code that the page states."""
-    text = "\n".join(block)
-    for match in _COMMAND.finditer(text.replace("\\\n", " ")):
-        yield Command(" ".join(match["text"].split()), int(match["code"] or 0))
+    lines = "\n".join(block).replace("\\\n", " ")
+    for match in _COMMAND.finditer(lines):
+        text = _REMARK.sub("", match["text"])
+        yield Command(" ".join(text.split()), int(match["code"] or 0))
 
 
 def steps(page: str) -> Iterator[File | Command]:
@@ -211,6 +219,7 @@ needs_shell = pytest.mark.skipif(os.name == "nt", reason="the pages show the com
 
 
 @needs_shell
+@pytest.mark.alone
 @pytest.mark.parametrize("page", PAGES_READ, ids=named)
 def test_what_a_page_says_works(page, tmp_path, done):
     Reader(tmp_path, done).follow(page.read_text(encoding="utf-8"))
@@ -239,6 +248,7 @@ def lines_of(workflow: Path) -> list[str]:
 
 
 @needs_shell
+@pytest.mark.alone
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=named)
 def test_the_workflows_do_what_they_say(workflow, tmp_path, done):
     reader = Reader(tmp_path, done)

@@ -28,8 +28,7 @@ SHARED = {"family", "parameters", "embedding_parameters", "context_length", "lay
 SHARED |= {"hidden_size", "vocab_size", "tied"}
 
 
-@pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("model_type", "tied"), [("qwen2", True), ("qwen3", False)])
 def test_checkpoint_and_artifacts_tell_the_same(tmp_path, model_type, tied):
     source = make_checkpoint(tmp_path / "in", model_type, tied=tied, shards=2)
     checkpoint = open_checkpoint(str(source))

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from edgekiln.errors import ArtifactError, UsageError
 from edgekiln.validators import latency
 from edgekiln.validators.base import MeasurementProtocol
-from edgekiln.validators.latency import METRICS, LatencySample, aggregate, load_once, measure
+from edgekiln.validators.gates import TIMED
+from edgekiln.validators.latency import LatencySample, aggregate, load_once, measure
 from edgekiln.validators.spread import relative_spread
 
 PROTOCOL = MeasurementProtocol(prefill_tokens=(2, 4), decode_tokens=(3, 5), warmups=2, repeats=3, processes=1)
@@ -67,7 +68,7 @@ def test_a_process_loads_warms_up_measures_and_frees(monkeypatch: pytest.MonkeyP
         [("first", 2)] * 3 + [("prefill", 2)] * 3 + [("prefill", 4)] * 3 + [("decode", 3)] * 3 + [("decode", 5)] * 3
     )
     assert runtime.calls == [("load x, 512", 2), *warm_up * 2, *lengths, ("end", 0)]
-    assert set(sample.values) == {*METRICS, "pp2", "pp4", "tg3", "tg5"} - {"cold_load_seconds"}
+    assert set(sample.values) == {*TIMED, "pp2", "pp4", "tg3", "tg5"} - {"cold_load_seconds"}
     assert sample.values["prefill_tokens_per_second"] == sample.values["pp2"]
     assert sample.values["decode_tokens_per_second"] == sample.values["tg3"]
     assert sample.values["peak_rss_bytes"] >= sample.values["steady_rss_bytes"] > 1 << 20

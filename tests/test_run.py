@@ -21,6 +21,7 @@ from edgekiln.steps import LocalStore
 from edgekiln.validators.report import Report
 from mutants import swap_layers
 
+pytestmark = pytest.mark.alone
 SETTINGS = ["greedy_tokens=8", "prefill_tokens=32, 8", "decode_tokens=16, 4", "max_repeats=3", "max_spread=10"]
 BUILDS = (
     "onnx-cpu-int4",

@@ -77,17 +77,15 @@ METRICS: Final[Mapping[str, Metric]] = MappingProxyType(
     }
 )
 
-#: What a machine decides as much as the artifact does.
-TIMED: Final = frozenset(
-    {
-        "load_seconds",
-        "cold_load_seconds",
-        "time_to_first_token_seconds",
-        "prefill_tokens_per_second",
-        "decode_tokens_per_second",
-        "peak_rss_bytes",
-        "steady_rss_bytes",
-    }
+#: What a machine decides as much as the artifact does: latency measures these.
+TIMED: Final = (
+    "load_seconds",
+    "cold_load_seconds",
+    "time_to_first_token_seconds",
+    "prefill_tokens_per_second",
+    "decode_tokens_per_second",
+    "peak_rss_bytes",
+    "steady_rss_bytes",
 )
 
 _GATE: Final = re.compile(r"\s*(\w{1,60})\s*(<=|>=|<(?!=)|>(?!=))\s*(\S.*?)\s*", re.DOTALL)
@@ -324,7 +322,13 @@ def judge(
     if holds:
         return result
     why = f" ({gate.why})" if gate.why else ""
-    return replace(result, outcome="fail", reason=f"{value:.6g} is {_MISSED[gate.op]} {limit:.6g}{why}")
+    shown = f"{_shown(gate, value)} is {_MISSED[gate.op]} {_shown(gate, limit)}"
+    return replace(result, outcome="fail", reason=f"{shown}{why}")
+
+
+def _shown(gate: Gate, value: float) -> str:
+    """Return a value as a person reads it, sizes as whole bytes with their thousands set apart."""
+    return f"{value:,.0f} bytes" if METRICS[gate.metric].unit == "bytes" else f"{value:.6g}"
 
 
 # The default limits were set before any artifact of ours was measured. They tell a broken artifact from a sound one

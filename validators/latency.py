@@ -21,16 +21,6 @@ from edgekiln.memory import current_rss_bytes, peak_rss_bytes
 from edgekiln.validators.base import MeasurementProtocol, Runtime
 from edgekiln.validators.spread import relative_spread
 
-#: What is measured, in the report's names; speeds at further lengths are `pp256`, `tg16`, ….
-METRICS: Final = (
-    "load_seconds",
-    "cold_load_seconds",
-    "time_to_first_token_seconds",
-    "prefill_tokens_per_second",
-    "decode_tokens_per_second",
-    "peak_rss_bytes",
-    "steady_rss_bytes",
-)
 #: A run that is over in no time is repeated, so that the clock's and the scheduler's grain do not decide.
 _LEAST_SECONDS: Final = 0.3
 _MOST_RUNS: Final = 20
@@ -41,8 +31,8 @@ class LatencySample:
     """What one process measured; each figure of a run is the median over the runs of that process.
 
     Attributes:
-        values: By metric, and by `ppN` and `tgN` for each length. `load_seconds` goes from the artifact's path to a
-            runtime that is ready, imports of Python modules not counted.
+        values: By metric of `gates.TIMED`, and by `ppN` and `tgN` for each length. `load_seconds` goes from the path of
+            the artifact to a runtime that is ready, imports of Python modules not counted.
         contention: Share of the processors' time that others used meanwhile, 0 to 1.
         cpus: The logical processors that the process was bound to; None where that cannot be done.
     """

@@ -265,7 +265,12 @@ def validate(
 )
 @click.option("--temperature", type=click.FloatRange(0, 10), default=0.0, help="Sample; 0 is greedy.  [default: 0]")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Of the sampling.  [default: a new one]")
-@click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="[default: the physical cores]")
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Threads of the runtime.  [default: all physical cores]",
+)
 @click.option("--context", type=click.IntRange(16, 1 << 21), default=4096, show_default=True, help="Tokens in all.")
 @click.option("--verbose", is_flag=True, help="Say what renders the template and how tokens are chosen.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output and nothing else.")
