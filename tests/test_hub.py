@@ -588,7 +588,7 @@ def test_a_full_disk_is_said_and_a_complete_cache_may_be_read_only(server, monke
         return opened(path, mode, *rest, **more)
 
     monkeypatch.setattr(Path, "open", refuse)
-    monkeypatch.setattr(Path, "write_text", lambda path, *_: path.open("w"))
+    monkeypatch.setattr(Path, "write_text", lambda path, *_, **__: path.open("w"))
     (Path(huggingface_hub.constants.HF_HUB_CACHE) / "models--org--tiny" / "refs" / "main").unlink()
     assert fetch() == (directory, COMMIT)
     (directory / "model.safetensors").resolve().unlink()
