@@ -105,7 +105,7 @@ def reasons_against(plan: Plan) -> tuple[dict[str, str], str | None]:
 def check_runtime(build: Build) -> None:
     """Refuse to judge for a runtime version that this machine does not have.
 
-    A stand-in has no version that the target could ask for.
+    Another runtime that stands in has no version that the target could ask for.
 
     Raises:
         MachineError: The runtime is missing, or lies outside the target's range.
@@ -118,7 +118,7 @@ def check_runtime(build: Build) -> None:
         raise MachineError(
             f"target {target.name} is validated with {package}, which is not installed; install it with pip"
         ) from None
-    if target.stand_in is None and not target.runtime.accepts(found):
+    if RUNTIMES[target.runtime.name].stand_in is None and not target.runtime.accepts(found):
         raise MachineError(
             f"target {target.name} wants {target.runtime.name} {target.runtime.version}, but this machine has "
             f"{package} {found}; install one in that range or change the target"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,13 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from edgekiln.checkpoint import EMBEDDED
-from edgekiln.errors import ArtifactError, UnsupportedError
+from edgekiln.errors import ArtifactError, EdgekilnError, UnsupportedError
+from edgekiln.files import read_text
 from edgekiln.hub import parse_hub_id
+from edgekiln.pipelines.workspace import LATEST
 from edgekiln.process import Json, Limits
 from edgekiln.stream import Stream, open_stream
+from edgekiln.validators import RUNTIME_NAMES
 from edgekiln.validators.chat_base import ChatOptions
 from edgekiln.validators.kinds import ArtifactKind, identify
 
@@ -24,8 +28,13 @@ _LOAD_SECONDS: Final = 900
 _TOKEN_SECONDS: Final = 300
 
 
-#: What runs each kind of artifact here.
-RUNTIME_OF: Final = {"gguf": "llama.cpp", "onnx": "ONNX Runtime GenAI", "foundry-local": "Foundry Local"}
+#: What runs each kind of artifact here: as in reports, but that Foundry Local itself runs its directories.
+RUNTIME_OF: Final = {name: RUNTIME_NAMES[name] for name in ("gguf", "onnx")} | {"foundry-local": "Foundry Local"}
+#: What `latest.txt` holds; see `edgekiln.pipelines.workspace.publish`.
+_DIGEST: Final = re.compile(r"[0-9a-f]{12}")
+_MAX_NAME: Final = 64
+#: What no Hub id ends with.
+_FILES: Final = frozenset({".gguf", ".onnx", ".safetensors"})
 
 
 @dataclass(frozen=True)
@@ -80,19 +89,39 @@ def find_artifact(path: Path) -> ArtifactKind:
 
     Raises:
         ArtifactError: Nothing is there.
-        UnsupportedError: It is no artifact; for a checkpoint the message has the way to one.
+        UnsupportedError: It is no artifact; for a checkpoint, or the folder of a build, the message has the way to one.
     """
     name = str(path)
-    is_source = not path.exists() and (name == EMBEDDED or (parse_hub_id(name) is not None and not path.suffix))
     try:
         return identify(path)
     except (ArtifactError, UnsupportedError):
-        if is_source or (path.is_dir() and (path / "config.json").is_file()):
+        if (newest := _newest(path)) is not None:
+            raise UnsupportedError(f"{name} is the folder of a build; chat with its newest, {newest}") from None
+        if _is_source(path) or (path.is_dir() and (path / "config.json").is_file()):
             raise UnsupportedError(
                 f"{name} is a checkpoint, and chat runs artifacts; make one with "
                 f"`edgekiln export {shlex.quote(name)} --format gguf --precision q4_k_m --out DIR`, then chat with DIR"
             ) from None
         raise
+
+
+def _is_source(path: Path) -> bool:
+    """Tell whether a path that leads nowhere names a checkpoint, rather than something mistyped in a folder here."""
+    if path.exists():
+        return False
+    is_id = parse_hub_id(path.as_posix()) is not None and path.suffix.lower() not in _FILES
+    return str(path) == EMBEDDED or (is_id and not Path(path.parts[0]).is_dir())
+
+
+def _newest(path: Path) -> Path | None:
+    """Return the newest artifact in OUT/BUILD, by the link `latest` or the file that stands for it."""
+    if (link := path / LATEST).is_dir():
+        return link
+    try:
+        name = read_text(link.with_suffix(".txt"), _MAX_NAME).strip()
+    except EdgekilnError:
+        return None
+    return path / name if _DIGEST.fullmatch(name) and (path / name).is_dir() else None
 
 
 class Conversation:

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from edgekiln.errors import ArtifactError, StepError, UsageError
 from edgekiln.pipelines.chat import RUNTIME_OF, Conversation, Finished, Loaded, open_conversation
+from edgekiln.standard_streams import show
 from edgekiln.terminal import printable
 from edgekiln.validators.chat_base import CONTEXT_FULL, INTERRUPTED, MAX_TOKENS, ChatOptions
 from edgekiln.validators.kinds import ArtifactKind
@@ -332,7 +333,7 @@ def run_chat(run: ChatRun) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             return
         if run.as_json:
-            print(_document(run, conversation.loaded, turns))
+            show(_document(run, conversation.loaded, turns))
 
 
 def _document(run: ChatRun, loaded: Loaded, turns: Sequence[tuple[str, str, Finished]]) -> str:

@@ -36,6 +36,7 @@ from edgekiln.pipelines.doctor_network import network_findings
 from edgekiln.pipelines.doctor_targets import target_findings
 from edgekiln.pipelines.findings import DoctorReport, Finding, Verdict
 from edgekiln.pipelines.settings import Settings, environment_layer, flags_layer, resolve_settings
+from edgekiln.pipelines.targets import load_targets
 from edgekiln.redact import redact
 
 _MARKS: Final = {"ok": "ok", "info": "-", "warning": "WARNING", "problem": "PROBLEM"}
@@ -49,8 +50,6 @@ def _guarded(identifier: str, check: Callable[[], Iterable[Finding]]) -> list[Fi
     except ImportError as error:
         line, fix = f"could not be looked at: {error}", "install Edgekiln with its dependencies again"
         found.append(Finding(id=f"{identifier}/check", status="problem", summary=line, fix=fix))
-    except UsageError:
-        raise
     except (OSError, ValueError, EdgekilnError) as error:
         line = f"could not be looked at: {type(error).__name__}: {error}"
         found.append(Finding(id=f"{identifier}/check", status="warning", summary=line))
@@ -127,6 +126,8 @@ def examine(targets: Path | None = None) -> DoctorReport:
     Raises:
         UsageError: `targets` is given and cannot be read.
     """
+    if targets is not None:
+        load_targets(targets)  # a mistake in what this very command names ends it at once
     findings = tuple(_clean(finding) for finding in _examine(targets))
     return DoctorReport(edgekiln=__version__, findings=findings, verdict=_verdict(findings))
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from edgekiln.cgroup import cgroup_limits
 from edgekiln.cpu_features import cpu_features
-from edgekiln.host import logical_cores, memory_bytes, physical_cores, processor_name
+from edgekiln.host import hardware_names, logical_cores, memory_bytes, physical_cores
 from edgekiln.pagecache import evict
 from edgekiln.pipelines.findings import Finding, Status
 from edgekiln.process import network_isolation
@@ -38,7 +38,7 @@ def cpu_findings() -> Iterator[Finding]:
     cores, allowed, limit = physical_cores(), logical_cores(), cgroup_limits().cpus
     total = os.cpu_count() or allowed
     facts: dict[str, Any] = {
-        "name": processor_name(),
+        "name": hardware_names(),
         "machine": platform.machine(),
         "physical": cores,
         "logical": total,
@@ -63,9 +63,9 @@ def memory_findings() -> Iterator[Finding]:
     import psutil
 
     total, available, limit = memory_bytes(), int(psutil.virtual_memory().available), cgroup_limits().memory_bytes
-    usable = min(available, limit) if limit is not None else available
+    usable = min(available, total)
     facts: dict[str, Any] = {"total_bytes": total, "available_bytes": available, "cgroup_bytes": limit}
-    line = f"{available / _GIB:.1f} of {total / _GIB:.1f} GiB available"
+    line = f"{usable / _GIB:.1f} of {total / _GIB:.1f} GiB available"
     if limit is not None:
         line += f", limited to {limit / _GIB:.1f} GiB by a control group"
     if usable < _LITTLE_MEMORY:
@@ -248,7 +248,7 @@ def _load(busy: float) -> Finding:
     Args:
         busy: Share of all processors that was in use while nothing of ours ran, from 0 to 1.
     """
-    cores = logical_cores()
+    cores = os.cpu_count() or logical_cores()  # the load average is of the whole machine
     average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     facts: dict[str, Any] = {"busy_share": round(busy, 3), "load_average": average, "cores": cores}
     line = f"processors {busy:.0%} busy"

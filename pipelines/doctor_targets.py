@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
 
 from edgekiln.errors import UsageError
-from edgekiln.host import processor_name
+from edgekiln.host import hardware_names
 from edgekiln.pipelines.findings import Fact, Finding, Status
 from edgekiln.pipelines.targets import Target, load_targets
 from edgekiln.requirements import installed_version
@@ -34,12 +34,13 @@ _LINES: Final[Mapping[Kind, tuple[Status, str, str | None]]] = {
 }
 
 
-def _kind(target: Target, broken: Mapping[str, str]) -> tuple[Kind, str | None]:
+def _kind(target: Target, broken: Mapping[str, str], names: str) -> tuple[Kind, str | None]:
     """Return what can be done for a target here, and the reason where it is not everything.
 
     Args:
         target: The device profile.
         broken: What does not work, by package.
+        names: What this machine is called.
     """
     if target.unsupported is not None:
         return "unsupported", target.unsupported
@@ -52,7 +53,7 @@ def _kind(target: Target, broken: Mapping[str, str]) -> tuple[Kind, str | None]:
         return "blocked", f"install {package}{target.runtime.version}, found {found}"
     if target.stand_in is not None:
         return "stand-in", target.stand_in
-    here = target.is_this_machine(platform.machine(), processor_name())
+    here = target.is_this_machine(platform.machine(), names)
     return ("native", None) if here else ("other-machine", None)
 
 
@@ -62,21 +63,17 @@ def target_findings(path: Path | None, broken: Mapping[str, str]) -> Iterator[Fi
     Args:
         path: A targets file; None for the one that builds would use.
         broken: What does not work, by package.
-
-    Raises:
-        UsageError: `path` is given and cannot be read.
     """
     try:
         catalogue = load_targets(path)
     except UsageError as error:
-        if path is not None:
-            raise
         advice = "correct it, or name another one with --targets"
         yield Finding(id="target/catalogue", status="problem", summary=str(error).splitlines()[0], fix=advice)
         return
     sorted_targets: dict[Kind, dict[str, str | None]] = {kind: {} for kind in _LINES}
+    here = hardware_names()
     for name, target in catalogue.targets.items():
-        kind, reason = _kind(target, broken)
+        kind, reason = _kind(target, broken, here)
         sorted_targets[kind][name] = reason
     for group, names in sorted_targets.items():
         if names:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgekiln.errors import ArtifactError
+from edgekiln.hub_files import Listener
 from edgekiln.pipelines.inspect_artifact import inspect_artifact
 from edgekiln.pipelines.inspect_checkpoint import Inspected, inspect_checkpoint
 
@@ -16,7 +17,14 @@ def _is_checkpoint(path: Path) -> bool:
     return (path / "config.json").is_file() or any(path.glob("*.safetensors"))
 
 
-def inspect(source: str, *, tensors: bool = False, hashed: bool = False, offline: bool = False) -> Inspected:
+def inspect(
+    source: str,
+    *,
+    tensors: bool = False,
+    hashed: bool = False,
+    offline: bool = False,
+    listener: Listener | None = None,
+) -> Inspected:
     """Describe the checkpoint or artifact that `source` names; see `inspect_checkpoint` and `inspect_artifact`.
 
     Raises:
@@ -31,4 +39,4 @@ def inspect(source: str, *, tensors: bool = False, hashed: bool = False, offline
         return inspect_artifact(path, tensors=tensors, hashed=hashed)
     if path.suffix in {".gguf", ".onnx", ".safetensors"} or source.startswith((".", "/", "~")):
         raise ArtifactError(f"{source} does not exist; give a checkpoint, or an artifact's file or directory")
-    return inspect_checkpoint(source, tensors=tensors, hashed=hashed, offline=offline)
+    return inspect_checkpoint(source, tensors=tensors, hashed=hashed, offline=offline, listener=listener)

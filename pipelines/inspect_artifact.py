@@ -18,10 +18,10 @@ from edgekiln.pipelines.inspect_checkpoint import Inspected
 from edgekiln.pipelines.inspect_files import (
     bounded,
     describe_files,
-    files_below,
     flatten,
     integer,
     missing_files,
+    model_files,
     optional_json,
     sum_types,
     template_facts,
@@ -253,7 +253,7 @@ def _gguf(path: Path, kind: ArtifactKind, *, tensors: bool, hashed: bool) -> Ins
     model = _gguf_model(values, [tensor for _, tensor in every])
     tokenizer = _gguf_tokenizer(values)
     types = sum_types((_type_name(tensor), _weights(tensor), tensor.nbytes) for _, tensor in every)
-    files = _files(kind, files_below(kind.root) if kind.root.is_dir() else paths, problems, hashed=hashed)
+    files = _files(kind, model_files(kind.root) if kind.root.is_dir() else paths, problems, hashed=hashed)
     folder = kind.path.parent
     inspection = Inspection(
         source=str(path),
@@ -354,7 +354,7 @@ def _onnx(path: Path, kind: ArtifactKind, *, tensors: bool, hashed: bool) -> Ins
     graph = read_graph(directory, model_path)
     if graph.problem is not None:
         problems.append(graph.problem)
-    files = _files(kind, files_below(directory), problems, hashed=hashed)
+    files = _files(kind, model_files(directory), problems, hashed=hashed)
     name = optional_json(directory / "inference_model.json", problems).get("Name")
     name = bounded(name) if isinstance(name, str) else None
     model = _onnx_model(genai, graph.tensors)

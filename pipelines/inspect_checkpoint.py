@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from edgekiln.checkpoint import Checkpoint, open_checkpoint, resolve
+from edgekiln.checkpoint import Checkpoint, open_resolved, resolve
 from edgekiln.errors import CheckpointError, EdgekilnError
 from edgekiln.exporters import EXPORTERS
 from edgekiln.families import EMBEDDING, HEAD
+from edgekiln.hub_files import Listener
 from edgekiln.pipelines.inspect_files import (
     bounded,
     describe_files,
@@ -22,11 +25,14 @@ from edgekiln.pipelines.inspect_files import (
 )
 from edgekiln.pipelines.inspect_tokenizer import directory_tokenizer
 from edgekiln.pipelines.inspection import Inspection, MakeFacts, ModelFacts, TemplateFacts, TensorFacts
-from edgekiln.safetensors import read_index
+from edgekiln.safetensors import read_entries, read_index
 from edgekiln.scheme import GENERIC_PRECISIONS, Scheme
 from edgekiln.validators.chat_template import directory_template
 
 _MAX_SHARDS: Final = 1000
+_MAX_DIMENSIONS: Final = 8
+#: A safetensors dtype; the number in its name is its width in bits, and BOOL takes a byte.
+_DTYPE: Final = re.compile(r"BOOL|[A-Z]{1,3}([1-9]\d{0,2})(?:_[A-Z0-9]{1,16})?")
 
 
 @dataclass(frozen=True)
@@ -50,34 +56,30 @@ class _Stored:
 
 
 def _leniently(path: Path) -> list[_Stored]:
-    """Return the tensors of a file whose dtypes Edgekiln does not export, by safetensors' own reader."""
-    from safetensors import SafetensorError, safe_open
-
-    found = []
+    """Return the tensors of a file that Edgekiln does not export, as far as its bounded header can be believed."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118 - it is no dictionary
-                part = file.get_slice(name)
-                shape = tuple(part.get_shape())
-                weights = _product(shape)
-                dtype = str(part.get_dtype())
-                found.append(_Stored(name, shape, dtype, weights * _dtype_bits(dtype) // 8, weights, path.name))
-    except (SafetensorError, OSError):
+        entries, _, size = read_entries(path)
+    except CheckpointError:  # no other reader opens what the bounded one refuses
         return []
-    return found
+    read = (_stored(name, entry, size, path.name) for name, entry in entries.items())
+    return [tensor for tensor in read if tensor is not None]
 
 
-def _product(shape: tuple[int, ...]) -> int:
-    result = 1
-    for extent in shape:
-        result *= extent
-    return result
-
-
-def _dtype_bits(dtype: str) -> int:
-    """Return the bits of a safetensors dtype: the first number in its name, and a byte for BOOL."""
-    digits = "".join(character if character.isdigit() else " " for character in dtype).split()
-    return int(digits[0]) if digits else 8
+def _stored(name: str, entry: object, size: int, file: str) -> _Stored | None:
+    """Return a tensor of any dtype, or None where its dtype, its shape and its place in `size` bytes disagree."""
+    match entry:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(stop)]}:
+            kind = _DTYPE.fullmatch(dtype)
+        case _:
+            return None
+    if kind is None or len(shape) > _MAX_DIMENSIONS or not 0 <= start <= stop <= size:
+        return None
+    if not all(type(extent) is int and 0 <= extent < 1 << 63 for extent in shape):
+        return None
+    weights = math.prod(shape)
+    if (weights * int(kind[1] or 8) + 7) // 8 != stop - start:
+        return None
+    return _Stored(name, tuple(shape), dtype, stop - start, weights, file)
 
 
 def _stored_tensors(directory: Path, problems: list[str]) -> list[_Stored]:
@@ -159,7 +161,9 @@ def _makes(checkpoint: Checkpoint) -> tuple[MakeFacts, ...]:
     )
 
 
-def inspect_checkpoint(source: str, *, tensors: bool, hashed: bool, offline: bool) -> Inspected:
+def inspect_checkpoint(
+    source: str, *, tensors: bool, hashed: bool, offline: bool, listener: Listener | None = None
+) -> Inspected:
     """Describe a checkpoint.
 
     Args:
@@ -167,16 +171,17 @@ def inspect_checkpoint(source: str, *, tensors: bool, hashed: bool, offline: boo
         tensors: List every tensor.
         hashed: Hash every file, and take the checkpoint's identity.
         offline: Take Hub ids from the local cache only.
+        listener: Is told how a fetch goes on.
 
     Raises:
         UsageError: There is no such checkpoint.
         MachineError: It has to be fetched and cannot be.
     """
-    directory, revision = resolve(source, offline=offline)
+    directory, revision = resolve(source, offline=offline, listener=listener)
     checkpoint: Checkpoint | None = None
     error: EdgekilnError | None = None
     try:
-        checkpoint = open_checkpoint(source, offline=offline)
+        checkpoint = open_resolved(source, directory, revision)
     except EdgekilnError as reason:
         error = reason
     problems: list[str] = []

@@ -43,7 +43,7 @@ def flatten(value: object, prefix: str = "") -> dict[str, str | int | float | bo
     return found
 
 
-def files_below(root: Path) -> list[Path]:
+def model_files(root: Path) -> list[Path]:
     """Return every file below a directory.
 
     Raises:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from edgekiln.console import Console
-from edgekiln.errors import EdgekilnError
+from edgekiln.errors import EdgekilnError, MachineError
 from edgekiln.pagecache import evict, files_below, warm
 from edgekiln.process import Limits
 from edgekiln.validators import RUNTIME_NAMES
@@ -86,6 +86,8 @@ class _Samples:
             )
         except EdgekilnError as error:
             self.error = error
+        except OSError as error:
+            self.error = MachineError(f"{subject.path.name} could not be timed: {error}")
 
     def result(self) -> Timing:
         if self.error is not None:

@@ -17,12 +17,11 @@ from edgekiln.checkpoint import Checkpoint, open_checkpoint
 from edgekiln.console import Console
 from edgekiln.device import Device
 from edgekiln.errors import BugError, EdgekilnError, ExitCode, MachineError, worst
-from edgekiln.exporters.base import ExportPlan
 from edgekiln.files import require_utf8
 from edgekiln.host import hardware_names, logical_cores, tool_versions
 from edgekiln.pipelines.cells import Cell, check_runtime, prepare
 from edgekiln.pipelines.export import check_outside
-from edgekiln.pipelines.measure import Subject
+from edgekiln.pipelines.measure import Subject, Timing
 from edgekiln.pipelines.plan import Build, Plan
 from edgekiln.pipelines.session import (
     BASELINE_FORMAT,
@@ -120,13 +119,16 @@ def _make(cell: Cell, session: Session, reference: Reference | None) -> None:
         cell.export_seconds = time.monotonic() - begin
         with session.console.step(build.id, f"structure and parity in {RUNTIME_NAMES[build.format]}"):
             cell.metrics = session.validate(build.id, cell.artifact, reference, _threads(build))
-    except EdgekilnError as error:
-        session.console.say(f"{build.id}: {error}")
-        cell.error = error
-    except OSError as error:
-        cell.error = MachineError(f"{build.id}: {error}")
-    except Exception as error:  # noqa: BLE001 - a mistake of ours costs one build, not the report of the others
-        cell.error = _bug(error, session.log(build.id))
+    except Exception as error:  # noqa: BLE001 - whatever it is, it costs one build, not the report of the others
+        cell.error = _as_error(error, session.log(build.id))
+        session.console.say(f"{build.id}: {cell.error}")
+
+
+def _as_error(error: Exception, log: Path) -> EdgekilnError:
+    """Return what stopped a build as an error of ours: a fault of the machine, or a mistake of Edgekiln's."""
+    if isinstance(error, EdgekilnError):
+        return error
+    return MachineError(str(error)) if isinstance(error, OSError) else _bug(error, log)
 
 
 def _bug(error: Exception, log: Path) -> BugError:
@@ -154,27 +156,41 @@ def _group(cell: Cell) -> _Group:
 def _time_all(living: list[Cell], session: Session, reference: Reference | None) -> dict[str, Timings]:
     """Time everything that ran, grouped so that what is compared alternates."""
     ready = [cell for cell in living if cell.alive and cell.metrics is not None and cell.metrics.parity is not None]
-    if reference is None or not ready:
+    if reference is None:
         return {}
-    of_reference = session.time_reference(reference)
-    timings: dict[str, Timings] = {}
     groups: dict[_Group, list[Cell]] = {}
     for cell in ready:
         groups.setdefault(_group(cell), []).append(cell)
-    for (container, threads, device), cells in groups.items():
-        baseline = session.baseline(container, device)
-        subjects = {
-            cell.build.id: Subject(cell.build.format, identify(cell.artifact).path, session.log(cell.build.id))
-            for cell in cells
-            if cell.artifact is not None
-        }
-        if isinstance(baseline, Subject):
-            subjects["fp16"] = baseline
-        found = session.time(container, subjects, reference, threads)
-        fp16 = found.get("fp16", baseline if isinstance(baseline, EdgekilnError) else None)
-        for cell in cells:
-            timings[cell.build.id] = Timings(found[cell.build.id], of_reference, fp16)
+    of_reference: dict[int, Timing] = {}
+    timings: dict[str, Timings] = {}
+    for group, cells in groups.items():
+        threads = group[1]
+        try:
+            if threads not in of_reference:
+                of_reference[threads] = session.time_reference(reference, threads)
+            found, fp16 = _time_group(group, cells, session, reference)
+            timings |= {c.build.id: Timings(found[c.build.id], of_reference[threads], fp16) for c in cells}
+        except Exception as error:  # noqa: BLE001 - as above: what was exported and compared is reported all the same
+            failed = _as_error(error, session.log("latency"))
+            timings |= {cell.build.id: Timings(failed, None, None) for cell in cells}
     return timings
+
+
+def _time_group(
+    group: _Group, cells: list[Cell], session: Session, reference: Reference
+) -> tuple[dict[str, Timing], Timing | None]:
+    """Return the timing of each build of a group by its id, and that of their fp16 baseline."""
+    container, threads, device = group
+    baseline = session.baseline(container, device)
+    subjects = {
+        cell.build.id: Subject(cell.build.format, identify(cell.artifact).path, session.log(cell.build.id))
+        for cell in cells
+        if cell.artifact is not None
+    }
+    if isinstance(baseline, Subject):
+        subjects["fp16"] = baseline
+    found = session.time(container, subjects, reference, threads)
+    return found, found.get("fp16", baseline if isinstance(baseline, EdgekilnError) else None)
 
 
 def _report(cell: Cell, timings: Timings, settings: Settings) -> BuildReport:
@@ -191,9 +207,9 @@ def _report(cell: Cell, timings: Timings, settings: Settings) -> BuildReport:
         reason=cell.unsupported or str(cell.error),
         artifact=cell.artifact.relative_to(settings.out).as_posix() if cell.artifact else None,
         export_seconds=cell.export_seconds,
-        notes=_notes(cell.plan) if cell.plan else (),
+        notes=_notes(cell),
         stand_in=stand_in_report(build.target),
-        log=f"logs/{build.id}.log" if cell.artifact or cell.error else None,
+        log=f"logs/{build.id}.log" if (settings.out / "logs" / f"{build.id}.log").exists() else None,
     )
     if cell.metrics is None:
         return base.model_copy(update={"health": health_report(base)})
@@ -212,16 +228,21 @@ def _report(cell: Cell, timings: Timings, settings: Settings) -> BuildReport:
     return judged(base, findings)
 
 
-def _notes(plan: ExportPlan) -> tuple[str, ...]:
-    """Return what is stored otherwise than asked for: one line per reason."""
+def _notes(cell: Cell) -> tuple[str, ...]:
+    """Return what was done otherwise than asked for: one line per reason."""
+    if cell.plan is None:
+        return ()
     by_reason: dict[str, list[str]] = {}
-    for tensor in plan.tensors:
+    for tensor in cell.plan.tensors:
         if tensor.note:
             by_reason.setdefault(tensor.note, []).append(tensor.name)
-    return tuple(
+    notes = [
         f"{names[0]}: {reason}" if len(names) == 1 else f"{len(names)} tensors, first {names[0]}: {reason}"
         for reason, names in by_reason.items()
-    )
+    ]
+    if (threads := _threads(cell.build)) < cell.build.threads:
+        notes.append(f"run with {threads} threads instead of {cell.build.threads}: this machine has no more")
+    return tuple(notes)
 
 
 def _assemble(

@@ -18,7 +18,7 @@ from edgekiln.console import Console
 from edgekiln.device import ANY_CPU, Device
 from edgekiln.errors import EdgekilnError, ExitCode, UsageError
 from edgekiln.exporters.base import ExportPlan
-from edgekiln.host import logical_cores, memory_bytes, physical_cores, processor_name
+from edgekiln.host import hardware_names, logical_cores, memory_bytes, physical_cores
 from edgekiln.pipelines.export import plan_export, write_artifact
 from edgekiln.pipelines.measure import Rounds, Subject, Timing, time_alternating
 from edgekiln.pipelines.settings import Settings
@@ -179,10 +179,10 @@ class Session:
             subjects, reference, protocol, rounds, group=group, limits=self.limits, console=self.console
         )
 
-    def time_reference(self, reference: Reference) -> Timing:
+    def time_reference(self, reference: Reference, threads: int) -> Timing:
         """Return the latency of the reference itself, which is no artifact: its scatter is not worth more rounds."""
         subject = Subject("reference", self.checkpoint.directory, self.log("reference"), cold_load=False)
-        found = self.time("reference", {"reference": subject}, reference, self.threads, until_quiet=False)
+        found = self.time("reference", {"reference": subject}, reference, threads, until_quiet=False)
         return found["reference"]
 
     def baseline(self, format_name: str, device: Device = ANY_CPU) -> Subject | EdgekilnError:
@@ -203,7 +203,7 @@ def describe_host() -> HostReport:
     return HostReport(
         system=f"{platform.system()} {platform.release()}",
         machine=platform.machine(),
-        processor=processor_name(),
+        processor=hardware_names(),
         logical_cores=logical_cores(),
         memory_bytes=memory_bytes(),
     )

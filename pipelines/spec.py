@@ -59,7 +59,7 @@ class BuildSpec(Strict):
     )
     gates: tuple[GateText, ...] = Field(
         default=(),
-        description="Limits; each replaces the target's and the default for the same metric.",
+        description="Limits; each replaces the target's and the default on the same metric, if relative as it is.",
         examples=[["mean_kld <= 0.05", "size_bytes <= 350 MB"]],
     )
     allow_unsupported: bool = Field(

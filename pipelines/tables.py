@@ -27,7 +27,7 @@ def _styled(status: str) -> object:
 
 
 def _result_row(build: BuildReport) -> list[object]:
-    parity, latency = build.parity, build.latency
+    parity = build.parity
     return [
         build.id,
         _styled(build.status),
@@ -36,9 +36,15 @@ def _result_row(build: BuildReport) -> list[object]:
         number(parity.mean_kld if parity else None, ".5f"),
         number(100 * parity.top1_agreement if parity else None, ".1f"),
         number(parity.perplexity if parity else None, ".2f"),
-        number(latency.prefill_tokens_per_second if latency else None, ".0f"),
-        number(latency.decode_tokens_per_second if latency else None, ".1f"),
+        _speed(build, "prefill_tokens_per_second", ".0f"),
+        _speed(build, "decode_tokens_per_second", ".1f"),
     ]
+
+
+def _speed(build: BuildReport, figure: str, form: str) -> str:
+    """Return a speed, with a ~ before it where it scatters too much to be relied on."""
+    value = getattr(build.latency, figure) if build.latency else None
+    return ("~" if f"latency.{figure}" in build.not_measured else "") + number(value, form)
 
 
 _RESULT_COLUMNS = (

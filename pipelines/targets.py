@@ -310,7 +310,8 @@ class TargetSpec(Strict):
     )
     gates: tuple[GateText, ...] = Field(
         default=(),
-        description="Limits for every build for this target; each replaces the default for the same metric.",
+        description="Limits for every build for this target; each replaces the default on the same metric, if relative "
+        "as it is.",
         examples=[["decode_tokens_per_second >= 0.9 * fp16_artifact", "size_bytes <= 350 MB"]],
     )
     sources: Mapping[Figure, Source] = Field(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from edgekiln.checkpoint import open_checkpoint
 from edgekiln.console import Console
-from edgekiln.errors import ExitCode
+from edgekiln.errors import EdgekilnError, ExitCode
 from edgekiln.files import require_utf8
 from edgekiln.host import tool_versions
 from edgekiln.pipelines.measure import Subject
@@ -48,8 +51,8 @@ def run_validation(artifact: Path, settings: Settings, limits: tuple[Gate, ...],
     checkpoint = open_checkpoint(settings.checkpoint, offline=settings.offline, listener=console)
     require_utf8(checkpoint.directory, "rename a folder of it")
     require_utf8(artifact, "rename it")
-    with tempfile.TemporaryDirectory(prefix="edgekiln-") as scratch:
-        session = Session(checkpoint, settings, LocalStore(Path(scratch)), Path(scratch) / "logs", console)
+    with tempfile.TemporaryDirectory(prefix="edgekiln-") as scratch, _logs() as logs:
+        session = Session(checkpoint, settings, LocalStore(Path(scratch)), logs, console)
         console.expect(4 + 2 * settings.repeats)
         reference = session.reference()
         with console.step(artifact.name, f"structure and parity in {RUNTIME_NAMES[kind.format]}"):
@@ -64,15 +67,25 @@ def run_validation(artifact: Path, settings: Settings, limits: tuple[Gate, ...],
             protocol=describe_protocol(session, reference, {session.threads}),
             builds=(build,),
         )
-    codes = {"passed": ExitCode.PASSED, "failed": ExitCode.GATE_FAILED}
-    return Outcome(report, codes.get(build.status, ExitCode.STEP_FAILED))
+    if build.status == "error":
+        failed = timings.artifact
+        return Outcome(report, failed.exit_code if isinstance(failed, EdgekilnError) else ExitCode.STEP_FAILED)
+    return Outcome(report, ExitCode.PASSED if build.status == "passed" else ExitCode.GATE_FAILED)
+
+
+@contextmanager
+def _logs() -> Iterator[Path]:
+    """Yield a directory for logs, which is removed unless an error leaves the block: that names the log."""
+    logs = Path(tempfile.mkdtemp(prefix="edgekiln-logs-"))
+    yield logs
+    shutil.rmtree(logs, ignore_errors=True)
 
 
 def _time(kind: ArtifactKind, session: Session, reference: Reference, metrics: ArtifactMetrics) -> Timings:
     """Time artifact and baselines, where the artifact ran at all."""
     if metrics.parity is None:
         return UNTIMED
-    of_reference = session.time_reference(reference)
+    of_reference = session.time_reference(reference, session.threads)
     baseline = session.baseline(kind.format)
     subjects = {"artifact": Subject(kind.format, kind.path, session.log("artifact"))}
     if isinstance(baseline, Subject):

@@ -9,7 +9,7 @@ from typing import Final
 
 from edgekiln.errors import EdgekilnError
 from edgekiln.pipelines.measure import Timing
-from edgekiln.pipelines.targets import Target
+from edgekiln.pipelines.targets import RUNTIMES, Target
 from edgekiln.validators import RUNTIME_NAMES
 from edgekiln.validators.gates import TIMED, Baseline, Evidence, Gate, GateOutcome, judge
 from edgekiln.validators.health import health_report
@@ -100,7 +100,7 @@ def stand_in_report(target: Target) -> StandInReport | None:
     """Return what ran here in place of the target's runtime; None where that runtime itself ran."""
     if target.stand_in is None:
         return None
-    there = f"{target.runtime.name} on {target.execution_provider}"
+    there = f"{RUNTIMES[target.runtime.name].title} on {target.execution_provider}"
     return StandInReport(
         what=target.stand_in,
         not_measured=(f"speed and memory in {there}", f"whether the kernels of {there} compute the same numbers"),
@@ -235,7 +235,7 @@ def _too_noisy(name: str, timing: Latency, max_spread: float) -> dict[str, str]:
     return {
         f"{name}.{figure}": f"too noisy: {rounds} rounds scatter by {spread:.0%}, beyond {max_spread:.0%}"
         for figure, spread in timing.spread.items()
-        if figure.endswith("_tokens_per_second") and spread > max_spread
+        if spread > max_spread
     }
 
 

@@ -181,8 +181,33 @@ def test_a_checkpoint_is_no_artifact_and_the_way_to_one_is_told(tmp_path, monkey
         with pytest.raises(UnsupportedError, match="is a checkpoint") as caught:
             find_artifact(Path(name))
         assert f"edgekiln export {quoted} --format gguf" in str(caught.value)
-    with pytest.raises(ArtifactError, match="does not exist"):
-        find_artifact(Path("nowhere.gguf"))
+    for nowhere in ("nowhere.gguf", "my model/nowhere", f"{tmp_path.name}/x.gguf"):
+        with pytest.raises(ArtifactError, match="does not exist"):
+            find_artifact(Path(nowhere))
+
+
+def test_a_hub_id_with_a_dot_and_a_path_with_a_slash_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnsupportedError, match="is a checkpoint"):
+        find_artifact(Path("Qwen/Qwen2.5-0.5B"))
+    (tmp_path / "artifacts").mkdir()
+    with pytest.raises(ArtifactError, match=r"^artifacts/desktp does not exist"):
+        find_artifact(Path("artifacts/desktp"))
+
+
+def test_the_folder_of_a_build_leads_to_its_newest_artifact(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    build = Path("artifacts/desktop")
+    (build / "0123456789ab").mkdir(parents=True)
+    with pytest.raises(UnsupportedError, match="no artifact"):
+        find_artifact(build)
+    for content, wanted in (("0123456789ab\n", "0123456789ab$"), ("../desktop\n", "no artifact")):
+        (build / "latest.txt").write_text(content)
+        with pytest.raises(UnsupportedError, match=wanted):
+            find_artifact(build)
+    (build / "latest").mkdir()  # a link, where there are links
+    with pytest.raises(UnsupportedError, match=r"chat with its newest, artifacts.desktop.latest$"):
+        find_artifact(build)
 
 
 def test_prompts_and_sampling_are_checked():
@@ -248,6 +273,21 @@ def test_a_reader_that_goes_away_is_no_error(scripted, tmp_path):
     shown = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, check=False)
     assert shown.stdout == "né".encode()
     assert shown.returncode == 0, shown.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a pipe without a reader, /dev/full")
+def test_json_that_nobody_reads_is_no_error_and_a_full_disk_is_one(scripted):
+    command = [sys.executable, "-m", "edgekiln", "chat", scripted["gguf"], "--prompt", "a", "--json"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as output:
+        shown = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
+    assert (shown.returncode, shown.stderr.count("\n")) == (0, 1), shown.stderr  # the line with the speed
+    if Path("/dev/full").exists():
+        with Path("/dev/full").open("wb") as output:
+            shown = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
+        assert shown.returncode == 5
+        assert "standard output cannot be written" in shown.stderr
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")

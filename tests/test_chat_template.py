@@ -5,6 +5,7 @@ import json
 import pytest
 
 from edgekiln.errors import ArtifactError
+from edgekiln.template_check import MAX_TEMPLATE_BYTES, find_template
 from edgekiln.validators.chat_template import ChatTemplate, directory_template, gguf_template
 
 KNOWS = {
@@ -38,6 +39,29 @@ def test_a_template_that_is_no_text_is_refused(tmp_path):
     with path.open("wb") as file:
         file.truncate(5 << 20)
     with pytest.raises(ArtifactError, match="more than"):
+        directory_template(tmp_path)
+
+
+def test_checkpoints_and_artifacts_find_the_same_and_have_one_bound(tmp_path):
+    path = tmp_path / "chat_template.jinja"
+    for size in (MAX_TEMPLATE_BYTES, MAX_TEMPLATE_BYTES + 1):
+        path.write_bytes(b"x" * size)
+        if size > MAX_TEMPLATE_BYTES:
+            with pytest.raises(ArtifactError, match="more than"):
+                directory_template(tmp_path)
+        else:
+            assert find_template(tmp_path) == (path, "x" * size)
+            assert directory_template(tmp_path) == ChatTemplate("x" * size, path.name)
+
+
+def test_named_templates_made_by_an_enemy(tmp_path):
+    named = [{"name": [], "template": "a"}, 7, {"name": "default", "template": "b"}, {"name": "default"}]
+    config = tmp_path / "tokenizer_config.json"
+    for count, found in ((2, None), (3, ChatTemplate("b", config.name)), (4, None)):
+        config.write_text(json.dumps({"chat_template": named[:count]}))
+        assert directory_template(tmp_path) == found
+    config.write_text(json.dumps({"chat_template": 3}))
+    with pytest.raises(ArtifactError, match="must be a text, not int"):
         directory_template(tmp_path)
 
 

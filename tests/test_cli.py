@@ -163,6 +163,39 @@ def test_a_bug_ends_with_70_and_says_what_to_file(tmp_path):
     assert "Traceback" not in shown.stderr
 
 
+@pytest.mark.skipif(os.name == "nt", reason="there, a directory in use cannot be deleted")
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        ("1 / 0", 70, "a bug in Edgekiln: ZeroDivisionError"),
+        ("open('some/file')", 5, "the working directory has been deleted; change into one that exists"),
+    ],
+)
+def test_a_deleted_working_directory_does_not_break_the_report(tmp_path, error, code, said):
+    (tmp_path / "gone").mkdir()
+    program = (
+        f"import os, edgekiln.pipelines.targets as t\nfrom edgekiln.__main__ import main\nos.rmdir(os.getcwd())\n"
+        f"t.load_targets = lambda path: {error}\nmain(['targets', '--targets', 'x.yaml'])"
+    )
+    command = [sys.executable, "-c", program]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path / "gone")
+    assert shown.returncode == code, shown.stderr
+    assert said in shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
+@pytest.mark.parametrize("raised", ["KeyboardInterrupt", "RecursionError"])
+def test_a_bug_ends_with_70_even_where_it_cannot_be_described(tmp_path, raised):
+    program = (
+        f"import edgekiln.host, edgekiln.pipelines.targets as t\nfrom edgekiln.__main__ import main\n"
+        f"def stop(): raise {raised}\nedgekiln.host.tool_versions = stop\n"
+        f"t.load_targets = lambda path: 1 / 0\nmain(['targets'])"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert shown.returncode == 70
+    assert shown.stderr == f"edgekiln: a bug in Edgekiln: ZeroDivisionError; {raised} while describing it\n"
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 @pytest.mark.parametrize("moment", ["reference", "exporting"])
 def test_an_interrupt_ends_with_130_and_leaves_no_process_and_nothing_half_written(tmp_path, moment):

@@ -12,12 +12,14 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import edgekiln.pipelines.doctor as doctor_module
 import edgekiln.pipelines.doctor_libraries as libraries
 import edgekiln.pipelines.doctor_machine as machine
 import edgekiln.pipelines.doctor_targets as targets
+from edgekiln import host
 from edgekiln.cgroup import CgroupLimits
 from edgekiln.errors import UsageError
-from edgekiln.pipelines.doctor import LOOKED_AT, report_text
+from edgekiln.pipelines.doctor import LOOKED_AT, examine, report_text
 from edgekiln.pipelines.doctor_network import bare_address, network_findings
 from edgekiln.pipelines.findings import DoctorReport
 
@@ -144,7 +146,34 @@ def test_a_broken_installation_is_reported_and_does_not_stop_it(tmp_path):
 
 def test_a_targets_file_that_was_named_and_is_wrong_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match=r"nowhere\.yaml"):
-        list(targets.target_findings(tmp_path / "nowhere.yaml", {}))
+        examine(tmp_path / "nowhere.yaml")
+
+
+def test_a_targets_file_of_the_environment_that_is_wrong_is_a_finding(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EDGEKILN_TARGETS", "nowhere.yaml")
+    for slow in ("probe_all", "library_findings", "provider_findings"):  # other tests look at them
+        monkeypatch.setattr(doctor_module, slow, lambda _: [])
+    found = {finding.id: finding for finding in examine().findings}
+    assert found["target/catalogue"].status == "problem"
+    assert "nowhere.yaml" in found["target/catalogue"].summary
+
+
+def test_a_usage_error_of_a_check_is_a_finding():
+    def check():
+        raise UsageError("no")
+
+    assert [finding.id for finding in doctor_module._guarded("x", check)] == ["x/check"]
+
+
+def test_the_machine_is_the_target_by_the_names_that_the_verdict_goes_by(tmp_path, monkeypatch):
+    monkeypatch.setattr(targets, "hardware_names", lambda: "Cortex; Nowhere 9")
+    monkeypatch.setattr(targets.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(machine, "hardware_names", lambda: "Cortex; Nowhere 9")
+    (tmp_path / "t.yaml").write_text(CATALOGUE)
+    native = next(f for f in targets.target_findings(tmp_path / "t.yaml", {}) if f.id == "target/native")
+    assert "phone" in native.facts
+    assert next(machine.cpu_findings()).facts["name"] == "Cortex; Nowhere 9"
 
 
 @pytest.mark.parametrize(
@@ -253,10 +282,13 @@ def test_a_missing_compiler_is_a_problem_only_where_something_has_to_be_compiled
 def test_little_memory_and_few_processors_of_a_control_group_are_warnings(monkeypatch):
     limits = CgroupLimits(memory_bytes=1 << 30, cpus=0.5)
     monkeypatch.setattr(machine, "cgroup_limits", lambda: limits)
-    assert [finding.status for finding in machine.memory_findings()] == ["warning"]
+    monkeypatch.setattr(host, "cgroup_limits", lambda: limits)
+    (memory,) = machine.memory_findings()
+    assert (memory.status, memory.facts["total_bytes"]) == ("warning", 1 << 30)
     cores = next(machine.cpu_findings())
     assert cores.status == "warning"
     assert "0.5 cores' worth" in cores.summary
+    assert cores.facts["allowed"] == 1
 
 
 def test_a_folder_that_cannot_be_written_is_a_problem_where_builds_need_it(tmp_path):
@@ -321,6 +353,13 @@ def test_a_busy_machine_is_not_quiet_enough(monkeypatch, busy, load, status):
     finding = machine._load(busy)
     assert finding.status == status
     assert finding.summary.startswith("quiet" if status == "ok" else "not quiet")
+
+
+def test_the_load_of_the_whole_machine_is_not_held_against_a_small_share_of_it(monkeypatch):
+    monkeypatch.setattr(machine.os, "getloadavg", lambda: (2.0, 0.0, 0.0), raising=False)
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(machine, "logical_cores", lambda: 1)
+    assert machine._load(0.02).status == "ok"
 
 
 @pytest.mark.parametrize(

@@ -433,6 +433,7 @@ STATUS = {
     "login page": ([(200, {"Content-Type": "text/html"})], [], "answers without JSON"),
     "forbidden": ([(403, {})], [], "forbids reading"),
     "teapot": ([(418, {})], [], "answers 418"),
+    "redirect to nowhere": ([(302, {})], [], "answers 302"),
 }
 
 

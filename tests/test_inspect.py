@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from artifacts import artifact, gguf_file
 from checkpoints import make_checkpoint
 from edgekiln.checkpoint import open_checkpoint
+from edgekiln.cli import cli
 from edgekiln.errors import ArtifactError, CheckpointError, ExitCode, UnsupportedError, UsageError
 from edgekiln.pipelines.export import export
 from edgekiln.pipelines.inspect import inspect
@@ -111,6 +113,72 @@ def test_a_quantized_checkpoint_shows_its_types(tmp_path):
     found = inspect(str(source))
     assert found.error is not None
     assert {(entry.type, entry.bytes) for entry in found.inspection.types} == {("I32", 128), ("F16", 16)}
+
+
+def write_header(path: Path, header: object, data: bytes = b"") -> None:
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + data)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+def test_a_named_pipe_is_a_problem_and_does_not_hang(tmp_path):
+    (tmp_path / "m").mkdir()
+    os.mkfifo(tmp_path / "m" / "x.safetensors")
+    command = [sys.executable, "-m", "edgekiln", "inspect", "m"]
+    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=30)
+    assert shown.returncode == ExitCode.USAGE
+    assert "is no regular file" in shown.stdout
+
+
+def test_no_other_reader_takes_a_header_beyond_the_bounds(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgekiln.safetensors.MAX_HEADER_BYTES", 100)
+    source = make_checkpoint(tmp_path / "in")  # its header is well-formed, but longer
+    found = inspect(str(source), tensors=True).inspection
+    assert found.tensors == ()
+    assert any("has a header of" in problem for problem in found.problems)
+
+
+def test_an_entry_that_contradicts_itself_is_left_out(tmp_path):
+    source = make_checkpoint(tmp_path / "in")
+    good = {"dtype": "I8", "shape": [2, 3], "data_offsets": [0, 6]}
+    changes = (
+        {"shape": [2, 4]},
+        {"shape": [-2, -3]},
+        {"shape": [1] * 50 + [6]},
+        {"shape": [6.0]},
+        {"shape": "6"},
+        {"dtype": "I" + "9" * 9999},
+        {"dtype": "F0", "shape": [1 << 62] * 8, "data_offsets": [0, 0]},
+        {"dtype": "\x1b[2J"},
+        {"data_offsets": [6, 12]},
+        {"data_offsets": [0]},
+    )
+    bad = {str(number): good | change for number, change in enumerate(changes)}
+    four_bits = {"dtype": "F4", "shape": [12], "data_offsets": [0, 6]}
+    scalar = {"dtype": "BOOL", "shape": [], "data_offsets": [5, 6]}
+    write_header(source / "model.safetensors", {"good": good, "four": four_bits, "scalar": scalar, **bad}, b"x" * 6)
+    found = inspect(str(source), tensors=True).inspection
+    assert [(tensor.name, tensor.type, tensor.bytes) for tensor in found.tensors or ()] == [
+        ("good", "I8", 6),
+        ("four", "F4", 6),
+        ("scalar", "BOOL", 1),
+    ]
+
+
+def test_a_hub_id_is_resolved_once_and_the_command_tells_how_it_goes(tmp_path, monkeypatch, capsys):
+    source, asked = make_checkpoint(tmp_path / "in"), []
+
+    def fetch(name, *, offline, listener=None):
+        asked.append(name)
+        listener.say("fetching it")
+        return source, "c" * 40
+
+    monkeypatch.setattr("edgekiln.checkpoint.fetch_snapshot", fetch)
+    cli.main(args=["inspect", "org/name", "--json"], standalone_mode=False)
+    shown = capsys.readouterr()
+    assert asked == ["org/name"]
+    assert shown.err.count("fetching it") == 1
+    assert json.loads(shown.out)["revision"] == "c" * 40
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"model_type": 7, "num_hidden_layers": -1, "rope_theta": "x"}', ""])

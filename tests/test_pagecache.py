@@ -11,20 +11,21 @@ from edgekiln import pagecache
 from edgekiln.pagecache import evict, files_below, warm
 
 
-def resident(path: Path) -> bool:
+def resident_share(path: Path) -> float:
+    offsets = range(0, path.stat().st_size, path.stat().st_size // 64)
     with path.open("rb") as file:
-        return pagecache._is_resident(file.fileno(), path.stat().st_size // 2)
+        return sum(pagecache._is_resident(file.fileno(), offset) for offset in offsets) / len(offsets)
 
 
 def test_what_is_dropped_is_gone_and_what_is_read_is_there(tmp_path: Path) -> None:
     file = tmp_path / "weights"
-    file.write_bytes(os.urandom(1 << 20))
+    file.write_bytes(os.urandom(4 << 20))
     warm([file])
     if reason := evict([file]):
         pytest.skip(reason)
-    assert not resident(file)
+    assert resident_share(file) < 0.2  # what a processor has just used may come back
     warm([file])
-    assert resident(file)
+    assert resident_share(file) == 1
 
 
 def test_an_empty_file_is_nothing_to_drop(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from checkpoints import make_checkpoint
 from edgekiln import host, memory, process
+from edgekiln.cgroup import CgroupLimits
 from edgekiln.checkpoint import open_checkpoint
 from edgekiln.pipelines import doctor_machine, workspace
 from edgekiln.quantizers import ggml
@@ -116,6 +117,7 @@ def test_no_two_files_differ_in_case_alone_and_none_has_a_name_that_windows_rese
 
 def test_cores_are_counted_without_affinity(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(host, "cgroup_limits", lambda: CgroupLimits(memory_bytes=None, cpus=None))
     assert host.logical_cores() == os.cpu_count()
     assert 1 <= host.physical_cores() <= host.logical_cores()
 

@@ -59,6 +59,15 @@ def grow(request):
     hoard[::4096] = b"x" * len(hoard[::4096])
     time.sleep(60)
 
+def chatter(request):
+    channel = open_channel()
+    hoard = []
+    while True:
+        if len(hoard) < 200:
+            hoard.append(b"x" * (2 << 20))
+        channel.send({"more": True})
+        time.sleep(0.01)
+
 def babble(request):
     print("no message", flush=True)
     time.sleep(60)
@@ -68,7 +77,7 @@ def done(request):
     return {}
 
 if __name__ == "__main__":
-    serve({n: globals()[n] for n in ("echo", "count", "refuse", "die", "silent", "grow", "babble", "done")})
+    serve({n: globals()[n] for n in ("echo", "count", "refuse", "die", "silent", "grow", "chatter", "babble", "done")})
 """
 
 
@@ -142,6 +151,23 @@ def test_silence_is_ended_in_time_with_the_child(start, tmp_path):
 def test_a_growing_task_is_ended(start):
     with start("grow", memory_bytes=200 << 20) as stream, pytest.raises(StepError, match="used more than 200 MiB"):
         stream.receive()
+
+
+def test_a_growing_task_is_ended_though_it_never_stops_talking(start):
+    with start("chatter", memory_bytes=200 << 20) as stream, pytest.raises(StepError, match="used more than 200 MiB"):
+        for _ in range(500):
+            stream.receive()
+
+
+def test_a_reader_left_behind_ends_quietly(start):
+    with start("count") as stream:
+        stream.send({"go": True})
+        deadline = time.monotonic() + 20
+        while not stream._incoming.full():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    while stream._incoming.get(timeout=20) is not None:  # makes room, and the pipe is closed by now
+        pass
 
 
 def test_what_is_no_message_is_an_error(start):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from edgekiln import errors
 from edgekiln.terminal import printable
 
 
@@ -16,6 +17,16 @@ def test_controls_are_escaped(bad):
     assert shown.startswith("a\\")
     assert shown.endswith("b")
     assert bad[0] not in shown
+
+
+@pytest.mark.parametrize("text", ["川\u3000流\xa0", "👩\u200d🔬", "a\x1b\n\u202e\udcffb\ud800"])
+def test_errors_escape_by_the_same_rule(text):
+    assert errors.printable(text) == printable(text)
+    assert len(errors.printable(text * 9999)) < 40_000
+
+
+def test_bytes_of_names_are_shown_as_bytes():
+    assert printable("a\udcff") == "a\\xff"
 
 
 def test_line_ends_stay_where_there_are_lines():

@@ -2,7 +2,7 @@ import pytest
 
 from edgekiln.errors import StepError
 from edgekiln.pipelines.verdict import Elsewhere, Findings, Timings, judge_gates, judged, missing_reasons, verdict
-from edgekiln.validators.gates import parse_gate
+from edgekiln.validators.gates import combine, parse_gate
 from edgekiln.validators.latency import Latency, LatencySample, aggregate
 from edgekiln.validators.report import BuildReport, CheckReport
 from edgekiln.validators.validate import ArtifactMetrics
@@ -67,11 +67,28 @@ def test_a_cold_load_that_could_not_be_arranged_is_not_measured_with_the_reason(
     assert (outcome.outcome, outcome.reason) == ("not_measured", "tmpfs")
 
 
-def test_a_drift_that_hits_both_alike_changes_no_verdict():
-    """Medians would say 20 against 30; in every round the artifact is the faster one."""
-    drifting = {"decode": (10.0, 20.0, 44.0), "baseline": (9.0, 19.0, 40.0)}
-    (outcome,) = judged_gates("decode_tokens_per_second >= 1 * fp16_artifact", **drifting)
+def test_rounds_are_judged_pair_by_pair():
+    """The ratio of the medians is 10.2 / 10.1; in the median round the artifact is the slower one."""
+    rounds = {"decode": (10.0, 10.2, 10.4), "baseline": (10.1, 10.3, 10.0)}
+    (outcome,) = judged_gates("decode_tokens_per_second >= 1 * fp16_artifact", **rounds)
+    assert outcome.outcome == "fail"
+    assert outcome.reason == "0.99 times the fp16_artifact's, in the median of 3 rounds, is below 1"
+
+
+def test_a_drift_that_hits_both_alike_is_no_noise():
+    """Each scatters by more than a half, their ratios by 5 %: on both sides of the limit, yet near enough to judge."""
+    drifting = {"decode": (10.0, 20.0, 40.0), "baseline": (11.0, 21.0, 42.0)}
+    (outcome,) = judged_gates("decode_tokens_per_second >= 0.93 * fp16_artifact", **drifting)
     assert outcome.outcome == "pass"
+
+
+def test_an_absolute_limit_leaves_the_relative_one_in_force():
+    defaults = (parse_gate("decode_tokens_per_second >= 0.5 * fp16_artifact"),)
+    gates = combine(defaults, [parse_gate("decode_tokens_per_second >= 5")])
+    assert [str(gate) for gate in gates] == [
+        "decode_tokens_per_second >= 0.5 * fp16_artifact",
+        "decode_tokens_per_second >= 5",
+    ]
 
 
 @pytest.mark.parametrize(

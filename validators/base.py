@@ -157,7 +157,7 @@ class Runtime(Protocol):
         ...
 
     def first_token(self, ids: Sequence[int]) -> int:
-        """Return the first greedy token for a prompt, through the runtime's own generate call."""
+        """Return the first greedy token for a prompt, through the runtime's own generate call where it has one."""
         ...
 
     def end(self) -> None:

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
-from edgekiln.errors import ArtifactError
-from edgekiln.model_config import read_json
+from edgekiln.errors import ArtifactError, CheckpointError
+from edgekiln.template_check import find_template
 
 Thinking: TypeAlias = Literal["switch", "tags", "none"]
-#: No template has a hundredth of this.
-_MAX_TEMPLATE_BYTES: Final = 4 << 20
 _KEY: Final = "tokenizer.chat_template"
 
 
@@ -52,20 +50,11 @@ def directory_template(directory: Path) -> ChatTemplate | None:
     """Return the template of a Hugging Face or ORT GenAI directory: chat_template.jinja, else tokenizer_config.json's.
 
     Raises:
-        ArtifactError: chat_template.jinja is too large or no UTF-8 text.
-        CheckpointError: tokenizer_config.json is no JSON object.
+        ArtifactError: It cannot be read; see `edgekiln.template_check.find_template`.
+        MachineError: The system does not let us read it.
     """
-    path = directory / "chat_template.jinja"
-    if path.is_file():
-        if path.stat().st_size > _MAX_TEMPLATE_BYTES:
-            raise ArtifactError(f"{path} has more than {_MAX_TEMPLATE_BYTES} bytes, which no chat template needs")
-        try:
-            return ChatTemplate(path.read_bytes().decode("utf-8"), path.name)
-        except UnicodeDecodeError as error:
-            raise ArtifactError(f"{path} is not UTF-8: {error}") from None
-    path = directory / "tokenizer_config.json"
-    text = read_json(path).get("chat_template") if path.is_file() else None
-    if isinstance(text, list):  # several named templates, as transformers 4 stored them
-        named = {entry.get("name"): entry.get("template") for entry in text if isinstance(entry, dict)}
-        text = named.get("default")
-    return ChatTemplate(text, path.name) if isinstance(text, str) and text else None
+    try:
+        found = find_template(directory)
+    except CheckpointError as error:
+        raise ArtifactError(str(error)) from None
+    return ChatTemplate(found[1], found[0].name) if found is not None and found[1] else None

@@ -127,9 +127,12 @@ class Gate:
         return f"{self.op} {number}"
 
     @property
-    def replaces(self) -> tuple[str, bool]:
-        """Gates with the same key limit the same metric from the same side; the more specific one holds."""
-        return self.metric, self.op in {"<=", "<"}
+    def replaces(self) -> tuple[str, bool, Baseline | None]:
+        """Gates with the same key limit the same metric from the same side by the same measure; the later one holds.
+
+        An absolute limit leaves a relative one in force: the first may be judged on the device alone.
+        """
+        return self.metric, self.op in {"<=", "<"}, self.relative_to
 
 
 def _number(text: str, gate: str) -> float:
@@ -323,6 +326,12 @@ def judge(
         return result
     why = f" ({gate.why})" if gate.why else ""
     shown = f"{_shown(gate, value)} is {_MISSED[gate.op]} {_shown(gate, limit)}"
+    if shares and gate.relative_to is not None:
+        share = statistics.median(shares) * gate.limit
+        shown = (
+            f"{share:.3g} times the {gate.relative_to}'s, in the median of {len(shares)} rounds, is "
+            f"{_MISSED[gate.op]} {gate.limit:g}"
+        )
     return replace(result, outcome="fail", reason=f"{shown}{why}")
 
 
@@ -463,7 +472,7 @@ def default_gates(precision: str) -> tuple[Gate, ...]:
 
 
 def combine(*layers: Iterable[Gate]) -> tuple[Gate, ...]:
-    """Return all gates, where one of a later layer replaces earlier ones on the same side of the same metric."""
+    """Return all gates, where one of a later layer replaces earlier ones with the same `Gate.replaces`."""
     kept: list[Gate] = []
     for layer in layers:
         gates = tuple(layer)

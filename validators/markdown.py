@@ -128,8 +128,11 @@ def _details(build: BuildReport) -> list[str]:
         lines += [f"Structure: {passed} of {len(build.structure)} checks passed.", ""]
     if noteworthy:
         lines += [*_table(("check", "outcome", "detail"), [[c.check, c.outcome, c.detail] for c in noteworthy]), ""]
+    if build.not_measured:
+        listed = (f"- {_cell(name)}: {_cell(reason)}" for name, reason in build.not_measured.items())
+        lines += ["Not measured, or too noisy to be relied on:", "", *listed, ""]
     if build.notes:
-        lines += ["Stored otherwise than asked for:", "", *(f"- {_cell(note)}" for note in build.notes), ""]
+        lines += ["Otherwise than asked for:", "", *(f"- {_cell(note)}" for note in build.notes), ""]
     return lines
 
 

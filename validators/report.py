@@ -49,7 +49,10 @@ class HostReport(_Value):
     machine: str = Field(description="Instruction set.", examples=["x86_64"])
     processor: str = Field(description="Name of the processor or board.", examples=["AMD EPYC"])
     logical_cores: int = Field(description="Logical cores that the process may use.", examples=[2])
-    memory_bytes: int = Field(description="Physical memory.", examples=[8589934592])
+    memory_bytes: int = Field(
+        description="Memory of the machine, or its control group's limit.",
+        examples=[8589934592],
+    )
 
 
 class CorpusReport(_Value):
@@ -147,7 +150,8 @@ class Speeds(_Value):
     )
     time_to_first_token_seconds: float | None = Field(
         default=None,
-        description="From a prompt to its first token, by the runtime's own generate call.",
+        description="From a prompt to its first token, by the runtime's own generate call; llama.cpp has none: by its "
+        "decode and its sampler.",
         examples=[0.8],
     )
     prefill_tokens_per_second: float | None = Field(
@@ -294,7 +298,7 @@ class BuildReport(_Value):
     )
     notes: tuple[str, ...] = Field(
         default=(),
-        description="Tensors that lie in another type than was asked for.",
+        description="What was done otherwise than asked for: tensors in another type, fewer threads.",
         examples=[["24 tensors, first blk.0.ffn_down.weight: rows of 896 do not divide by 256"]],
     )
     not_measured: dict[str, str] = Field(

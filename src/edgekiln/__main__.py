@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -49,16 +50,18 @@ def _say(text: str) -> None:
 def _without_paths(text: str, arguments: list[str]) -> str:
     """Return a message of Python's or of a library's without what the user typed and without paths."""
     private = {argument.partition("=")[2] if argument.startswith("-") else argument for argument in arguments}
-    private |= {os.path.abspath(value) for value in private if value}  # noqa: PTH100 - texts, which are replaced
-    private |= {os.getcwd(), os.path.expanduser("~")}  # noqa: PTH109, PTH111
+    private.add(os.path.expanduser("~"))  # noqa: PTH111 - texts, which are replaced
+    with contextlib.suppress(OSError):  # the working directory may have been deleted
+        private |= {os.path.abspath(value) for value in private if value}  # noqa: PTH100
+        private.add(os.getcwd())  # noqa: PTH109
     for value in sorted(private, key=len, reverse=True):
         if len(value) > 3:
             text = text.replace(value, "<…>")
     return _PATH.sub("<path>", text)
 
 
-def _report_bug(error: Exception, arguments: list[str]) -> None:
-    """Say what to file; nothing of the environment, no path and no argument is printed."""
+def _bug_text(error: Exception, arguments: list[str]) -> str:
+    """Return what to file; nothing of the environment, no path and no argument is in it."""
     import platform
 
     from edgekiln.host import tool_versions
@@ -72,7 +75,7 @@ def _report_bug(error: Exception, arguments: list[str]) -> None:
     options = sorted({argument.partition("=")[0] for argument in arguments if argument.startswith("-")})
     command = [argument for argument in arguments if argument.isascii() and argument.isalpha()][:1]
     versions = tool_versions()
-    _say(
+    return (
         f"edgekiln: a bug in Edgekiln: {type(error).__name__}: {printable(_without_paths(str(error), arguments))}\n"
         f"  at {', called by '.join(dict.fromkeys(places))}\n"
         f"  command edgekiln {' '.join(command + options)}\n"
@@ -81,10 +84,33 @@ def _report_bug(error: Exception, arguments: list[str]) -> None:
     )
 
 
+def _report_bug(error: Exception, arguments: list[str]) -> ExitCode:
+    """Say what to file, and return the exit code: whatever goes wrong meanwhile, it is that of a bug."""
+    try:
+        text = _bug_text(error, arguments)
+    except (Exception, KeyboardInterrupt) as another:  # noqa: BLE001 - an exit code of Python's would be a failed gate
+        text = f"edgekiln: a bug in Edgekiln: {type(error).__name__}; {type(another).__name__} while describing it"
+    with contextlib.suppress(Exception, KeyboardInterrupt):
+        _say(text)
+    return ExitCode.BUG
+
+
+def _working_directory_is_gone() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109 - whether it raises
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _as_reported(error: Exception) -> EdgekilnError | None:
     """Return the sentence for a fault of the machine that no step expected, or None for a bug."""
     if isinstance(error, EdgekilnError):
         return error
+    if isinstance(error, FileNotFoundError) and _working_directory_is_gone():
+        return MachineError("the working directory has been deleted; change into one that exists, and try again")
     if isinstance(error, OSError) and error.errno in _MACHINE_FAULTS:
         place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         return MachineError(f"{place}{error.strerror}; free space, or check the permissions and limits of this machine")
@@ -120,8 +146,7 @@ def _guarded(arguments: list[str]) -> int:
         if debug:
             _say(traceback.format_exc().rstrip("\n"))
         if (reported := _as_reported(error)) is None:
-            _report_bug(error, arguments)
-            return ExitCode.BUG
+            return _report_bug(error, arguments)
         _say(f"edgekiln: {reported}")
         return reported.exit_code
 

@@ -13,12 +13,11 @@ from typing import Final
 
 from edgekiln.errors import CheckpointError, UsageError, nearest
 from edgekiln.families import FAMILIES, HEAD, Family, expected_tensors
-from edgekiln.files import read_text
 from edgekiln.hub import fetch_snapshot, parse_hub_id
 from edgekiln.hub_files import Listener
 from edgekiln.model_config import ModelConfig, parse_config, read_json
 from edgekiln.safetensors import MAX_TENSORS, TensorInfo, TensorReader, read_index
-from edgekiln.template_check import MAX_TEMPLATE_BYTES, template_fault
+from edgekiln.template_check import find_template, template_fault
 from edgekiln.tokenizer_file import check_tokenizer
 
 #: The name under which the embedded checkpoint is asked for.
@@ -88,7 +87,7 @@ class Checkpoint:
     @cached_property
     def chat_template(self) -> str | None:
         """The chat template: chat_template.jinja, or the one in tokenizer_config.json; None if there is none."""
-        found = _chat_template(self.directory)
+        found = find_template(self.directory)
         return None if found is None else found[1]
 
 
@@ -97,25 +96,10 @@ def embedded_directory() -> Path:
     return Path(__file__).parent / "data" / EMBEDDED
 
 
-def _chat_template(directory: Path) -> tuple[Path, str] | None:
-    """Return the file that holds the chat template and the template with its line ends as they are."""
-    path = directory / "chat_template.jinja"
-    if path.exists():
-        return path, read_text(path, MAX_TEMPLATE_BYTES)
-    path = directory / "tokenizer_config.json"
-    template = read_json(path).get("chat_template") if path.exists() else None
-    if isinstance(template, list):  # several named templates, as transformers 4 stored them
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    if template is not None and not isinstance(template, str):
-        raise CheckpointError(f"{path}: chat_template must be a text, not {type(template).__name__}")
-    return None if template is None else (path, template)
-
-
 def _check_text(directory: Path, config: ModelConfig) -> None:
     """Refuse a tokenizer or a chat template with which nothing could be measured."""
     check_tokenizer(directory, config.vocab_size)
-    if (found := _chat_template(directory)) is not None and (fault := template_fault(found[1])) is not None:
+    if (found := find_template(directory)) is not None and (fault := template_fault(found[1])) is not None:
         raise CheckpointError(f"{found[0]}: the chat template cannot be used, {fault}; mend or remove it")
 
 
@@ -240,6 +224,11 @@ def open_checkpoint(
         MachineError: It has to be fetched and cannot be.
     """
     directory, revision = resolve(source, offline=offline, listener=listener)
+    return open_resolved(source, directory, revision, check_text=check_text)
+
+
+def open_resolved(source: str, directory: Path, revision: str | None, *, check_text: bool = True) -> Checkpoint:
+    """Open what `resolve` returned for `source`; see `open_checkpoint`."""
     config = parse_config(directory, FAMILIES)
     weight_map = _weight_map(directory)
     stored = _merge_shards(directory, _shard_paths(directory, weight_map), weight_map)

@@ -317,10 +317,12 @@ def chat(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output and nothing else.")
 def inspect(source: str, tensors: bool, hashed: bool, offline: bool, as_json: bool) -> None:
     """Describe a checkpoint, or an artifact of any origin, from its own files."""
+    from edgekiln.console import Console
     from edgekiln.pipelines.inspect import inspect as run_inspect
     from edgekiln.pipelines.inspect_text import inspection_text
 
-    found = run_inspect(source, tensors=tensors, hashed=hashed, offline=offline)
+    with Console() as console:
+        found = run_inspect(source, tensors=tensors, hashed=hashed, offline=offline, listener=console)
     _show(found.inspection.to_json() if as_json else inspection_text(found.inspection))
     if found.error is not None:
         raise found.error

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from enum import IntEnum
 from typing import ClassVar, Final
 
+from edgekiln import terminal
+
 
 class ExitCode(IntEnum):
     """What a finished command tells the shell."""
@@ -50,19 +52,11 @@ _MAX_MESSAGE: Final = 4000
 def printable(text: str) -> str:
     """Return `text` as a line that any terminal, log and UTF-8 file can take.
 
-    Control characters, line ends, invisible and bidirectional marks, and the lone surrogates by which Python stands
-    for bytes of a file name that are not UTF-8, become escapes; a very long text loses its middle.
+    What `edgekiln.terminal.printable` escapes is escaped, line ends too; a very long text loses its middle.
     """
     if len(text) > _MAX_MESSAGE:
         text = f"{text[: _MAX_MESSAGE // 2]} … {text[-_MAX_MESSAGE // 2 :]}"
-    return "".join(
-        character
-        if character.isprintable()
-        else f"\\x{ord(character) - 0xDC00:02x}"
-        if "\udc80" <= character <= "\udcff"
-        else character.encode("unicode_escape").decode("ascii")
-        for character in text
-    )
+    return terminal.printable(text)
 
 
 class EdgekilnError(Exception):

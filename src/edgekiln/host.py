@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,8 +15,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from edgekiln.cgroup import cgroup_limits
+
 _CPUINFO: Final = Path("/proc/cpuinfo")
 _BOARD: Final = Path("/proc/device-tree/model")
+_PRODUCT: Final = Path("/sys/class/dmi/id/product_name")
+_ANSWER_SECONDS: Final = 10.0  # for a program that prints one line
 #: Packages whose version can change an artifact or a measurement.
 TOOL_PACKAGES: Final = (
     "edgekiln",
@@ -93,13 +99,35 @@ def linux_processor_name(cpuinfo: str, model: str = "") -> str | None:
     return " ".join(filter(None, (board, f"({known})" if board and known else known))) or None
 
 
-def _macos_processor_name() -> str | None:
-    command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+def _text(path: Path) -> str:
+    """Return what a file of the kernel holds; nothing where it is missing or, as on Android, forbidden."""
     try:
-        shown = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+        return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
-        return None
-    return shown.stdout.strip() or None
+        return ""
+
+
+def _said(*command: str) -> str:
+    """Return what a program prints; nothing where it is missing, fails or takes too long."""
+    try:
+        shown = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=True,
+            timeout=_ANSWER_SECONDS,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return shown.stdout.strip()
+
+
+def _android_model() -> str:
+    """Return the model number that Android's properties hold, `SM-S938B`; nothing on other systems."""
+    program = shutil.which("getprop")
+    return _said(program, "ro.product.model") if program else ""
 
 
 def _windows_processor_name() -> str | None:
@@ -116,11 +144,10 @@ def _windows_processor_name() -> str | None:
 def processor_name() -> str:
     """Return the processor's name as its maker gives it, as far as the system tells."""
     name: str | None = None
-    if _CPUINFO.exists():
-        board = _BOARD.read_text(encoding="utf-8", errors="replace") if _BOARD.exists() else ""
-        name = linux_processor_name(_CPUINFO.read_text(encoding="utf-8", errors="replace"), board)
+    if cpuinfo := _text(_CPUINFO):
+        name = linux_processor_name(cpuinfo, _text(_BOARD))
     elif sys.platform == "darwin":
-        name = _macos_processor_name()
+        name = _said("/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string")
     elif sys.platform == "win32":
         name = _windows_processor_name()
     return name or platform.processor() or platform.machine()
@@ -129,20 +156,16 @@ def processor_name() -> str:
 def hardware_names() -> str:
     """Return every name that the system gives of processor and machine, to recognise a target by.
 
-    Machines of a cloud name themselves in the firmware's tables: `c8g.xlarge`.
+    Machines of a cloud name themselves in the firmware's tables, `c8g.xlarge`; telephones in Android's properties.
     """
-    try:
-        product = Path("/sys/class/dmi/id/product_name").read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        product = ""
-    return "; ".join(filter(None, (processor_name(), product)))
+    return "; ".join(filter(None, (processor_name(), _text(_PRODUCT), _android_model())))
 
 
 def logical_cores() -> int:
-    """Return the logical cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return the logical cores that this process may use: of its affinity, and of its control group's time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cgroup_limits().cpus
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
 def physical_cores() -> int:
@@ -154,7 +177,8 @@ def physical_cores() -> int:
 
 
 def memory_bytes() -> int:
-    """Return the physical memory of the machine."""
+    """Return the memory that this process may use: the machine's, or its control group's limit where that is less."""
     import psutil
 
-    return int(psutil.virtual_memory().total)
+    total, limit = int(psutil.virtual_memory().total), cgroup_limits().memory_bytes
+    return total if limit is None else min(total, limit)

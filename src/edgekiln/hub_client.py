@@ -147,7 +147,7 @@ class HubClient:
                 if self.endpoint.authorization and self.endpoint.owns(url):
                     mine["Authorization"] = self.endpoint.authorization
                 with self._client.stream("GET", url, headers=mine) as response:
-                    if response.is_redirect:
+                    if response.has_redirect_location:
                         url = _follow(url, response.headers["Location"])
                         continue
                     if not response.is_success:

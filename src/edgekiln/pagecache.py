@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from collections.abc import Iterable
@@ -45,6 +44,7 @@ def _resident_bytes(path: Path) -> int:
             os.posix_fadvise(descriptor, 0, 0, getattr(os, "POSIX_FADV_DONTNEED", 4))
         offsets = {size * number // _PROBES for number in range(_PROBES)} if size else set()
         kept = sum(_is_resident(descriptor, offset) for offset in offsets)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)  # asking for a page lets the kernel fetch it
     return size * kept // max(1, len(offsets))
 
 
@@ -64,9 +64,7 @@ def evict(paths: Iterable[Path]) -> str | None:
         try:
             kept = {path: _resident_bytes(path) for path in files}
         except OSError as error:
-            if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL}:
-                raise
-            return "the file system does not say what is in the page cache"
+            return f"the file system does not say what is in the page cache ({error.strerror})"
         if 100 * sum(kept.values()) <= total:
             return None
     return f"the system kept {max(kept, key=lambda path: kept[path]).name} in the page cache"

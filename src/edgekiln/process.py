@@ -32,6 +32,8 @@ from edgekiln.redact import without_secrets
 
 _SCHEMA: Final = "edgekiln.task/1"
 _POLL_SECONDS: Final = 0.05
+#: Between two looks at a child's memory: a look walks over all processes, which would disturb what is timed.
+_LOOK_SECONDS: Final = 0.5
 #: What Windows ends a process with (ntstatus.h) where POSIX sends a signal.
 _WINDOWS_CRASHES: Final = {
     0xC0000005: "an access violation",
@@ -114,16 +116,20 @@ def network_isolation() -> tuple[str, ...]:
 
 def _wait(process: subprocess.Popen[bytes], name: str, limits: Limits, log: Path) -> None:
     deadline = time.monotonic() + limits.seconds
-    pause = 0.005
+    pause, next_look = 0.005, 0.0
     while process.poll() is None:
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > deadline:
             raise StepError(f"{name} did not finish within {limits.seconds:g} s and was ended; its log is {log}")
-        if limits.memory_bytes is not None and tree_rss(process.pid) > limits.memory_bytes:
+        if limits.memory_bytes is None or now < next_look:
+            time.sleep(pause)
+            pause = min(_POLL_SECONDS, pause * 2)
+            continue
+        next_look = now + _LOOK_SECONDS
+        if tree_rss(process.pid) > limits.memory_bytes:
             raise StepError(
                 f"{name} used more than {limits.memory_bytes / 2**20:.0f} MiB and was ended; its log is {log}"
             )
-        time.sleep(pause)
-        pause = min(_POLL_SECONDS, pause * 2)
 
 
 def _describe_exit(code: int) -> str:

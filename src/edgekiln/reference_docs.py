@@ -187,7 +187,8 @@ def metrics_page() -> str:
         "## Gates",
         " ".join((gates_module.__doc__ or "").partition("\n\n")[2].split()),
         "## Default gates",
-        "A gate of a target, and over it one of a build, replaces the default on the same side of the same metric.",
+        "A gate of a target, and over it one of a build, replaces the default on the same side of the same metric, "
+        "absolute or relative as it is itself.",
         *gates,
     )
 

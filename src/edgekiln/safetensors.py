@@ -131,22 +131,31 @@ def _parse_entry(path: Path, name: str, entry: object, data_start: int, data_siz
     return TensorInfo(name, dtype, tuple(shape), path, data_start + start, stop - start)
 
 
-def read_index(path: Path) -> Mapping[str, TensorInfo]:
-    """Return what one safetensors file holds, in the order of its data.
+def read_entries(path: Path) -> tuple[dict[str, object], int, int]:
+    """Return the tensor entries of a header as they are, the position of the data and its length.
+
+    Names are unique and their number is bounded; nothing else about an entry is checked.
 
     Raises:
-        CheckpointError: The file is truncated, malformed, or its tensors overlap or leave gaps.
+        CheckpointError: The file is no regular one, or its header is truncated, too long or no table of tensors.
     """
     header, data_start, data_size = _read_header(path)
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} has a safetensors header that is no table of tensors; fetch it again")
     if len(header) > MAX_TENSORS:
         raise CheckpointError(f"{path} lists {len(header)} tensors, more than the {MAX_TENSORS} that Edgekiln reads")
-    tensors = [
-        _parse_entry(path, name, entry, data_start, data_size)
-        for name, entry in header.items()
-        if name != "__metadata__"
-    ]
+    header.pop("__metadata__", None)
+    return header, data_start, data_size
+
+
+def read_index(path: Path) -> Mapping[str, TensorInfo]:
+    """Return what one safetensors file holds, in the order of its data.
+
+    Raises:
+        CheckpointError: The file is truncated, malformed, or its tensors overlap or leave gaps.
+    """
+    entries, data_start, data_size = read_entries(path)
+    tensors = [_parse_entry(path, name, entry, data_start, data_size) for name, entry in entries.items()]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.name))
     position = data_start
     for tensor in tensors:

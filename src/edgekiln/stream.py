@@ -26,7 +26,7 @@ from edgekiln.process import Child, Json, Limits, started, tree_rss
 _MAX_LINE: Final = 1 << 20
 #: Messages that wait to be read, before the child has to.
 _BACKLOG: Final = 256
-#: How often a silent child's memory is looked at, in seconds.
+#: How often a child's memory is looked at while it is listened to, and a stop is sent on, in seconds.
 _POLL_SECONDS: Final = 0.2
 _STOP: Final = "stop"
 
@@ -50,12 +50,14 @@ class Stream:
         self._child, self._limits = child, limits
         self._incoming: queue.Queue[bytes | None] = queue.Queue(_BACKLOG)
         self._stop = threading.Event()
+        self._next_look = 0.0
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
         pipe = self._child.process.stdout
-        while pipe is not None and (line := pipe.readline(_MAX_LINE)):
-            self._incoming.put(line)
+        with contextlib.suppress(ValueError):  # the block was left, which closes the pipe
+            while pipe is not None and (line := pipe.readline(_MAX_LINE)):
+                self._incoming.put(line)
         self._incoming.put(None)
 
     def send(self, message: Mapping[str, object]) -> None:
@@ -97,8 +99,8 @@ class Stream:
 
     def _next_line(self, seconds: float) -> bytes | None:
         deadline = time.monotonic() + seconds
-        name, log, most = self._child.name, self._child.log, self._limits.memory_bytes
         while True:
+            self._check_memory()
             if self._stop.is_set():
                 self._stop.clear()
                 self.send({_STOP: True})
@@ -107,9 +109,21 @@ class Stream:
             except queue.Empty:
                 pass
             if time.monotonic() > deadline:
-                raise StepError(f"{name} said nothing for {seconds:g} s and was ended; its log is {log}")
-            if most is not None and tree_rss(self._child.process.pid) > most:
-                raise StepError(f"{name} used more than {most / 2**20:.0f} MiB and was ended; its log is {log}")
+                raise StepError(
+                    f"{self._child.name} said nothing for {seconds:g} s and was ended; its log is {self._child.log}"
+                )
+
+    def _check_memory(self) -> None:
+        """Look at the child's memory if it is time to, however much the child says."""
+        most, now = self._limits.memory_bytes, time.monotonic()
+        if most is None or now < self._next_look:
+            return
+        used = tree_rss(self._child.process.pid)
+        self._next_look = time.monotonic() + _POLL_SECONDS
+        if used > most:
+            raise StepError(
+                f"{self._child.name} used more than {most / 2**20:.0f} MiB and was ended; its log is {self._child.log}"
+            )
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Checking a chat template without running it.
+"""Finding a chat template and checking it without running it.
 
 A template is code of the checkpoint's. It is parsed here, in a sandboxed environment with the tags that Transformers
 offers, but never compiled: jinja2 folds constants when it compiles, and `'a' * 10**10` would do its work.
@@ -7,7 +7,12 @@ offers, but never compiled: jinja2 folds constants when it compiles, and `'a' * 
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from edgekiln.errors import CheckpointError
+from edgekiln.files import read_text
+from edgekiln.model_config import read_json
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -15,6 +20,28 @@ if TYPE_CHECKING:
 
 #: The longest template of a published model has about 20 kB; jinja2 needs up to 7 s for a hostile megabyte.
 MAX_TEMPLATE_BYTES: Final = 1 << 18
+
+
+def find_template(directory: Path) -> tuple[Path, str] | None:
+    """Return the file that holds the chat template and the template with its line ends as they are.
+
+    That is chat_template.jinja, else the one in tokenizer_config.json; None if there is none.
+
+    Raises:
+        CheckpointError: It is no text, or its file is too large, no regular one, no UTF-8 or no JSON object.
+        MachineError: The system does not let us read it.
+    """
+    path = directory / "chat_template.jinja"
+    if path.exists():
+        return path, read_text(path, MAX_TEMPLATE_BYTES)
+    path = directory / "tokenizer_config.json"
+    template = read_json(path).get("chat_template") if path.exists() else None
+    if isinstance(template, list):  # several named templates, as transformers 4 stored them; of two the last counts
+        named = [e.get("template") for e in template if isinstance(e, dict) and e.get("name") == "default"]
+        template = named[-1] if named else None
+    if template is not None and not isinstance(template, str):
+        raise CheckpointError(f"{path}: chat_template must be a text, not {type(template).__name__}")
+    return None if template is None else (path, template)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Text from files and models, made safe for a terminal."""
+"""Text from files and models, made safe for a terminal; `edgekiln.errors` builds its sentences on it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ _JOINERS: Final = "\u200c\u200d"
 def printable(text: str, *, lines: bool = False) -> str:
     """Return `text` with escapes in place of characters that could move the cursor, change colours or hide others.
 
+    A lone surrogate by which Python stands for a byte that is not UTF-8 becomes that byte's escape.
+
     Args:
         text: Anything, from a source that is not trusted.
         lines: Keep line ends and tabs.
     """
     kept = _JOINERS + "\n\t" if lines else _JOINERS
-    return "".join(
-        c.encode("unicode_escape").decode("ascii") if unicodedata.category(c) in _ESCAPED and c not in kept else c
-        for c in text
-    )
+    return "".join(_escape(c) if unicodedata.category(c) in _ESCAPED and c not in kept else c for c in text)
+
+
+def _escape(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
