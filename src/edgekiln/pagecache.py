@@ -37,6 +37,8 @@ def _is_resident(descriptor: int, offset: int) -> bool:
 def _resident_bytes(path: Path) -> int:
     """Drop a file and return about how many of its bytes stay in the page cache."""
     size = path.stat().st_size
+    if not hasattr(os, "posix_fadvise"):
+        return size
     with path.open("rb") as file:
         descriptor = file.fileno()
         os.fsync(descriptor)  # dirty pages stay
