@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -35,18 +36,18 @@ def _is_resident(descriptor: int, offset: int) -> bool:
 
 
 def _resident_bytes(path: Path) -> int:
-    """Drop a file and return about how many of its bytes stay in the page cache."""
+    """Drop a file and return about how many of its bytes stay in the page cache.
+
+    Asking for a page lets the kernel fetch it, so up to `_PROBES` pages of each file are back afterwards.
+    """
     size = path.stat().st_size
-    if not hasattr(os, "posix_fadvise"):
-        return size
     with path.open("rb") as file:
         descriptor = file.fileno()
         os.fsync(descriptor)  # dirty pages stay
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(descriptor, 0, 0, getattr(os, "POSIX_FADV_DONTNEED", 4))
+        if sys.platform != "win32" and sys.platform != "darwin":
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         offsets = {size * number // _PROBES for number in range(_PROBES)} if size else set()
         kept = sum(_is_resident(descriptor, offset) for offset in offsets)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)  # asking for a page lets the kernel fetch it
     return size * kept // max(1, len(offsets))
 
 
