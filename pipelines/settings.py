@@ -98,14 +98,14 @@ class Settings(Strict):
         examples=[5],
     )
     max_repeats: int = Field(
-        default=9,
+        default=5,
         ge=3,
         le=1000,
         description="Rounds at most: there are more than 'repeats' while speeds scatter by more than 'max_spread'.",
-        examples=[15],
+        examples=[9],
     )
     max_spread: float = Field(
-        default=0.15,
+        default=0.25,
         gt=0,
         le=10,
         description="Scatter of a speed (interquartile range over median) beyond which it counts as too noisy.",

@@ -67,7 +67,7 @@ def test_an_unsupported_build_has_no_health() -> None:
         ({"gates": (gate("perplexity_ratio", "<= 1.3", 1.29),)}, "close to its limit"),
         ({"latency": latency(3, 10)}, "0.30 times the speed of the fp16 artifact"),
         ({"latency": latency(20, 10, contention=0.4)}, "other processes used 40%"),
-        ({"not_measured": {"latency.decode_tokens_per_second": "too noisy: 9 rounds"}}, "quiet machine"),
+        ({"not_measured": {"latency.decode_tokens_per_second": "too noisy: 9 rounds"}}, "more rounds (max_repeats)"),
         ({"notes": ("a is q5_0", "b is q5_0")}, "a is q5_0 (and 1 more)"),
         ({"stand_in": StandInReport(what="a stands in for b", not_measured=("speed",))}, "once on the device"),
     ],

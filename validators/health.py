@@ -80,7 +80,7 @@ def _warnings(build: BuildReport) -> Iterator[str]:
     yield from _slowness(build)
     for name, reason in build.not_measured.items():
         if name in _SPEEDS and "too noisy" in reason:
-            yield f"{name.removeprefix('latency.')} is {reason}; measure again on a quiet machine"
+            yield f"{name.removeprefix('latency.')} is {reason}; {_against_noise(build)}"
     if build.latency is not None and (build.latency.contention or 0) > _BUSY:
         yield (
             f"other processes used {build.latency.contention:.0%} of the processors meanwhile: speeds are lower than "
@@ -91,6 +91,13 @@ def _warnings(build: BuildReport) -> Iterator[str]:
     if build.stand_in is not None:
         missing = ", ".join(build.stand_in.not_measured)
         yield f"{build.stand_in.what}, which does not show {missing}; run the artifact once on the device"
+
+
+def _against_noise(build: BuildReport) -> str:
+    busy = build.latency is not None and (build.latency.contention or 0) > _BUSY
+    if busy:
+        return "measure again on a quiet machine"
+    return "nothing else ran, so allow more rounds (max_repeats), or judge the speed of a larger model"
 
 
 def _slowness(build: BuildReport) -> Iterator[str]:
