@@ -300,7 +300,7 @@ def test_an_interrupt_of_the_command_ends_with_130(tiny, tmp_path):
         assert running.stdout is not None
         running.stdout.read(1)
         running.send_signal(signal.SIGINT)
-        _, errors = running.communicate(timeout=30)
+        _, errors = running.communicate(timeout=120)
     assert (running.returncode, errors.decode().splitlines()[-1]) == (130, "edgekiln: interrupted")
     assert not list(tmp_path.iterdir())
 

@@ -71,7 +71,7 @@ def test_the_explanation_of_a_build_has_value_and_origin_of_everything(plan: Pla
         ("precision", "q4_0", "container: q4_0"),
         ("memory", "5 GiB", "memory: 5 GiB"),
         ("context_length", "4096", "context_length: 4096"),
-        ("gate decode_tokens_per_second", ">= 5", "decode_tokens_per_second >= 5"),
+        ("gate peak_rss_bytes", "<= 6 GiB", "peak_rss_bytes <= 6 GiB"),
     ):
         _, shown, origin = row(text, key)
         assert shown == value
