@@ -14,6 +14,7 @@ from edgekiln.checkpoint import Checkpoint
 from edgekiln.device import ANY_CPU, Device
 from edgekiln.errors import nearest
 from edgekiln.grids import FloatDtype, Grid, QuantizedRows
+from edgekiln.journal import Journal
 from edgekiln.scheme import Scheme
 
 #: Maps float32 rows onto a grid; the caller of an exporter provides it, so that no exporter knows an algorithm.
@@ -98,11 +99,36 @@ class Exporter(Protocol):
         """
         ...
 
-    def write(self, checkpoint: Checkpoint, plan: ExportPlan, directory: Path, quantize: Quantize) -> None:
+    def write(
+        self,
+        checkpoint: Checkpoint,
+        plan: ExportPlan,
+        directory: Path,
+        quantize: Quantize,
+        *,
+        journal: Journal | None = None,
+        threads: int | None = None,
+    ) -> None:
         """Write the artifact's files into an empty `directory`, tensor by tensor in row chunks.
+
+        Args:
+            checkpoint: The source.
+            plan: What `plan` decided.
+            directory: Empty, or what earlier attempts with the same journal left.
+            quantize: Brings rows onto a grid.
+            journal: Remembers which tensors are whole; these are neither read nor quantized again. All else is made
+                anew, and the files are those of an undisturbed export.
+            threads: Workers that read and quantize; None leaves it to the exporter. They do not change the files.
 
         Raises:
             StepError: The weights hold what cannot be exported (NaN, infinity, fp16 overflow).
+        """
+        ...
+
+    def size(self, checkpoint: Checkpoint, plan: ExportPlan) -> int:
+        """Predict the bytes of the artifact, all files with manifest.json and SHA256SUMS, within 1 %.
+
+        Metadata and tokenizer files alone are looked at; nothing is written and no framework is imported.
         """
         ...
 

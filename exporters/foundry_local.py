@@ -16,8 +16,10 @@ from edgekiln.checkpoint import Checkpoint
 from edgekiln.device import ANY_CPU, Device
 from edgekiln.errors import UnsupportedError
 from edgekiln.exporters.base import ExportPlan, Quantize, unknown_provider
-from edgekiln.exporters.onnx import Onnx
+from edgekiln.exporters.onnx import MODEL_FILE, TOOLS, Onnx
 from edgekiln.exporters.onnx_providers import REFUSED
+from edgekiln.exporters.onnx_size import artifact_size
+from edgekiln.journal import Journal
 from edgekiln.scheme import Scheme
 
 INFERENCE_MODEL: Final = "inference_model.json"
@@ -61,16 +63,35 @@ class FoundryLocal:
             )
         return replace(self._onnx.plan(checkpoint, scheme, device), format="foundry-local")
 
-    def write(self, checkpoint: Checkpoint, plan: ExportPlan, directory: Path, quantize: Quantize) -> None:
+    def write(
+        self,
+        checkpoint: Checkpoint,
+        plan: ExportPlan,
+        directory: Path,
+        quantize: Quantize,
+        *,
+        journal: Journal | None = None,
+        threads: int | None = None,
+    ) -> None:
         """Write the ONNX directory and inference_model.json. See `Exporter.write`."""
-        self._onnx.write(checkpoint, plan, directory, quantize)
-        document = {"Name": model_name(checkpoint, plan.scheme, plan.device), "PromptTemplate": _CHATML}
-        text = json.dumps(document, indent=2) + "\n"
+        self._onnx.write(checkpoint, plan, directory, quantize, journal=journal, threads=threads)
+        text = _inference_model(checkpoint, plan)
         (directory / INFERENCE_MODEL).write_text(text, encoding="utf-8", newline="\n")
+
+    def size(self, checkpoint: Checkpoint, plan: ExportPlan) -> int:
+        """Return about how many bytes the artifact has. See `Exporter.size`."""
+        others = {INFERENCE_MODEL: len(_inference_model(checkpoint, plan).encode("utf-8"))}
+        return artifact_size(checkpoint, plan, MODEL_FILE, TOOLS, others)
 
     def tool_versions(self) -> Mapping[str, str]:
         """Return the packages that touch the bytes."""
         return self._onnx.tool_versions()
+
+
+def _inference_model(checkpoint: Checkpoint, plan: ExportPlan) -> str:
+    """Return the text of inference_model.json."""
+    document = {"Name": model_name(checkpoint, plan.scheme, plan.device), "PromptTemplate": _CHATML}
+    return json.dumps(document, indent=2) + "\n"
 
 
 def model_name(checkpoint: Checkpoint, scheme: Scheme, device: Device = ANY_CPU) -> str:

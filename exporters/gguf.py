@@ -12,12 +12,13 @@ import functools
 import importlib.metadata
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,13 +27,17 @@ from edgekiln.checkpoint import Checkpoint
 from edgekiln.device import ANY_CPU, Device
 from edgekiln.errors import CheckpointError, StepError, UnsupportedError
 from edgekiln.exporters.base import ExportPlan, Quantize, TensorPlan, unknown_precision, unknown_provider
-from edgekiln.exporters.gguf_header import TensorEntry, pack_header
+from edgekiln.exporters.gguf_header import TensorEntry, pack_header, place
 from edgekiln.exporters.gguf_metadata import add_general, add_hyper_parameters, add_sampling, add_tokenizer
 from edgekiln.exporters.gguf_mix import MIXES, Mix, check_group_size, choose, find_mix, tensor_bytes
+from edgekiln.exporters.gguf_names import gguf_name
+from edgekiln.exporters.gguf_size import artifact_size
 from edgekiln.exporters.gguf_tokenizer import read_vocabulary
 from edgekiln.grids import BlockGrid, BlockRows, FloatDtype, Grid
+from edgekiln.journal import Extent, Journal, Layout
 from edgekiln.safetensors import TensorInfo, TensorReader, widen
 from edgekiln.scheme import Scheme
+from edgekiln.tensor_files import TensorFiles
 from edgekiln.tensors import NO_DEFECTS, Defects, count_defects
 
 FORMAT: Final = "gguf"
@@ -207,38 +212,56 @@ class Gguf:
             )
         return ExportPlan(FORMAT, scheme, mix.label, tuple(tensors), device)
 
-    def write(self, checkpoint: Checkpoint, plan: ExportPlan, directory: Path, quantize: Quantize) -> None:
-        """Write the file, tensor by tensor in row chunks; memory does not grow with the model.
+    def write(
+        self,
+        checkpoint: Checkpoint,
+        plan: ExportPlan,
+        directory: Path,
+        quantize: Quantize,
+        *,
+        journal: Journal | None = None,
+        threads: int | None = None,
+    ) -> None:
+        """Write the file, tensor by tensor in row chunks; memory does not grow with the model. See `Exporter.write`.
 
         Raises:
             StepError: A weight is NaN or infinite, or overflows the type of its tensor.
         """
-        header = _header(checkpoint, plan)
-        with checkpoint.reader() as reader, (directory / file_name(plan)).open("xb") as file:
-            file.write(header)
-            chunks = self._chunks(checkpoint, plan, reader, quantize)
-            for tensor in plan.tensors:
-                _write_tensor(file, tensor, chunks)
-            _pad(file)
+        header, name = _header(checkpoint, plan), file_name(plan)
+        with checkpoint.reader() as reader, TensorFiles(directory, _layout(plan, len(header)), journal) as files:
+            files.put(name, 0, header)
+            due = [tensor for tensor in plan.tensors if not files.is_done(tensor.name)]
+            with closing(self._chunks(checkpoint, due, reader, quantize, threads or self._threads)) as chunks:
+                for tensor in due:
+                    _write_tensor(files, tensor, chunks)
+
+    def size(self, checkpoint: Checkpoint, plan: ExportPlan) -> int:
+        """Return the bytes of the artifact, to the byte. See `Exporter.size`."""
+        return artifact_size(checkpoint, plan, file_name(plan))
 
     def tool_versions(self) -> Mapping[str, str]:
         """Return the versions of the libraries that touch the bytes; the quantizer names its own."""
         return {name: importlib.metadata.version(name) for name in ("gguf", "numpy")}
 
     def _chunks(
-        self, checkpoint: Checkpoint, plan: ExportPlan, reader: TensorReader, quantize: Quantize
-    ) -> Iterator[tuple[str, _Chunk]]:
-        """Yield the chunks of all tensors in order, a few of them being made ahead."""
+        self,
+        checkpoint: Checkpoint,
+        tensors: Iterable[TensorPlan],
+        reader: TensorReader,
+        quantize: Quantize,
+        threads: int,
+    ) -> Generator[tuple[str, _Chunk]]:
+        """Yield the chunks of some tensors in order, a few of them being made ahead."""
         ahead: deque[tuple[str, Future[_Chunk]]] = deque()
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="gguf")
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="gguf")
         try:
-            for tensor in plan.tensors:
+            for tensor in tensors:
                 info = checkpoint.tensors[tensor.sources[0]]
                 step = max(1, self._chunk_weights // info.columns)
                 for start in range(0, info.rows, step):
                     rows = range(start, min(start + step, info.rows))
                     ahead.append((tensor.name, pool.submit(_make_chunk, reader, info, rows, tensor, quantize)))
-                    while len(ahead) > self._threads + 2:
+                    while len(ahead) > threads + 2:
                         name, future = ahead.popleft()
                         yield name, future.result()
             while ahead:
@@ -254,16 +277,12 @@ def _tensor_names(checkpoint: Checkpoint) -> dict[str, str]:
     Raises:
         CheckpointError: It has none for one of them.
     """
-    from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
-
-    architecture = next(a for a in MODEL_ARCH if MODEL_ARCH_NAMES[a] == checkpoint.family.gguf_architecture)
-    mapping = get_tensor_name_map(architecture, checkpoint.config.num_layers)
     names: dict[str, str] = {}
     for source in checkpoint.tensors:
-        name = mapping.get_name(source, try_suffixes=(".weight", ".bias"))
+        name = gguf_name(source)
         if name is None:
             raise CheckpointError(
-                f"{checkpoint.directory}: GGUF has no name for {source} of a {architecture.name} model"
+                f"{checkpoint.directory}: GGUF has no name for {source} of a {checkpoint.config.model_type} model"
             )
         names[source] = name
     return names
@@ -278,33 +297,34 @@ def _header(checkpoint: Checkpoint, plan: ExportPlan) -> bytes:
     add_hyper_parameters(writer, checkpoint)
     add_sampling(writer, checkpoint)
     add_tokenizer(writer, checkpoint, read_vocabulary(checkpoint))
-    return pack_header(writer, [TensorEntry(t.name, t.shape, _ggml_type(t.storage), t.nbytes) for t in plan.tensors])
+    return pack_header(writer, _entries(plan))
 
 
-def _pad(file: BinaryIO) -> None:
-    """Fill up to the alignment at which every tensor, and the end of the file, lies."""
+def _entries(plan: ExportPlan) -> list[TensorEntry]:
+    return [TensorEntry(t.name, t.shape, _ggml_type(t.storage), t.nbytes) for t in plan.tensors]
+
+
+def _layout(plan: ExportPlan, start: int) -> Layout:
+    """Return where the tensors lie, the first one at `start`."""
     from gguf import GGUF_DEFAULT_ALIGNMENT
 
-    file.write(bytes(-file.tell() % GGUF_DEFAULT_ALIGNMENT))
+    file, *offsets = file_name(plan), *place(_entries(plan), GGUF_DEFAULT_ALIGNMENT)
+    extents = {t.name: (Extent(file, start + at, t.nbytes),) for t, at in zip(plan.tensors, offsets, strict=False)}
+    return Layout({file: start + offsets[-1]}, extents)
 
 
-def _write_tensor(file: BinaryIO, tensor: TensorPlan, chunks: Iterator[tuple[str, _Chunk]]) -> None:
+def _write_tensor(files: TensorFiles, tensor: TensorPlan, chunks: Iterator[tuple[str, _Chunk]]) -> None:
     """Write one tensor's chunks, of which `chunks` yields exactly its own next."""
-    _pad(file)
-    left, defects, rows = tensor.nbytes, NO_DEFECTS, 0
+    defects, rows = NO_DEFECTS, 0
     while rows < int(np.prod(tensor.shape[:-1], dtype=np.int64)):
         name, chunk = next(chunks)
         rows, defects = rows + len(chunk.rows), defects + chunk.defects
         if name != tensor.name:
             raise StepError(f"chunks are out of order: {name} came where {tensor.name} was due")
         if not defects:
-            file.write(chunk.rows.data)
-            left -= chunk.rows.nbytes
+            files.write(tensor.name, chunk.rows.data)
     defects.require_none(tensor.sources[0], tensor.storage if isinstance(tensor.storage, str) else "float32")
-    if left:
-        raise StepError(
-            f"{tensor.name} has {tensor.nbytes - left} bytes, not {tensor.nbytes} as planned; its quantizer is wrong"
-        )
+    files.complete(tensor.name)
 
 
 def _make_chunk(reader: TensorReader, info: TensorInfo, rows: range, tensor: TensorPlan, quantize: Quantize) -> _Chunk:

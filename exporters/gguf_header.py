@@ -7,6 +7,7 @@ which takes seconds for a vocabulary of 150,000 tokens.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,12 @@ class TensorEntry:
     shape: tuple[int, ...]
     ggml_type: str
     nbytes: int
+
+
+def place(tensors: Sequence[TensorEntry], align: int) -> list[int]:
+    """Return the offset of every tensor from the first one, and that of the end: multiples of the alignment."""
+    lengths = (tensor.nbytes + -tensor.nbytes % align for tensor in tensors)
+    return list(itertools.accumulate(lengths, initial=0))
 
 
 def pack_header(writer: GGUFWriter, tensors: Sequence[TensorEntry]) -> bytes:
@@ -85,10 +92,8 @@ def _infos(tensors: Sequence[TensorEntry], align: int) -> Iterable[bytes]:
     """Yield the tensor infos, offsets counted from the first tensor."""
     from gguf import GGMLQuantizationType
 
-    offset = 0
-    for tensor in tensors:
+    for tensor, offset in zip(tensors, place(tensors, align), strict=False):
         dimensions = tensor.shape[::-1]
         yield _string(tensor.name)
         yield struct.pack(f"<I{len(dimensions)}Q", len(dimensions), *dimensions)
         yield struct.pack("<IQ", GGMLQuantizationType[tensor.ggml_type], offset)
-        offset += tensor.nbytes + -tensor.nbytes % align

@@ -18,30 +18,37 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 #: Ends of generation that llama.cpp recognises by their text (src/llama-vocab.cpp), whatever the metadata says.
-_KNOWN_ENDS: Final = frozenset({"<|im_end|>", "<|endoftext|>"})
+KNOWN_ENDS: Final = frozenset({"<|im_end|>", "<|endoftext|>"})
+#: Of others GGUF has keys for two, eot and eom.
+MOST_OTHER_ENDS: Final = 2
 _HUB_ID: Final = re.compile(r"[\w.-]+/([\w.-]+)")
+#: Weights beyond which a number of them has a suffix, and the factor that goes with it.
+_COUNT_SUFFIXES: Final = ((1e12, 1e-12, "T"), (1e9, 1e-9, "B"), (1e6, 1e-6, "M"), (-1, 1e-3, "K"))
 
 
 def model_name(checkpoint: Checkpoint) -> str:
     """Return a name for the model: that of its Hub id if config.json has one, else family and size."""
-    from gguf.utility import size_label
-
     recorded = checkpoint.config.raw.get("_name_or_path")
     if isinstance(recorded, str) and (match := _HUB_ID.fullmatch(recorded)):
         return match[1]
-    count = checkpoint.weight_count
-    return f"{checkpoint.config.model_type.capitalize()} {size_label(count, count, 0, 0)}"
+    return f"{checkpoint.config.model_type.capitalize()} {size_label(checkpoint.weight_count)}"
+
+
+def size_label(weights: int) -> str:
+    """Return a number of weights with two digits or more, `494M`, as `gguf.utility.size_label` writes it."""
+    factor, suffix = next((factor, suffix) for bound, factor, suffix in _COUNT_SUFFIXES if weights > bound)
+    scaled = weights * factor
+    decimals = max(2 - len(str(round(scaled)).lstrip("0")), 0)
+    return f"{scaled:.{decimals}f}{suffix}"
 
 
 def add_general(writer: GGUFWriter, checkpoint: Checkpoint, mix: Mix) -> None:
     """Add `general.*`; the architecture is added by the writer itself."""
     from gguf import GGML_QUANT_VERSION, GGUFType
-    from gguf.utility import size_label
 
-    count = checkpoint.weight_count
     writer.add_type(GGUFType.MODEL)
     writer.add_name(model_name(checkpoint))
-    writer.add_size_label(size_label(count, count, 0, 0))
+    writer.add_size_label(size_label(checkpoint.weight_count))
     writer.add_file_type(mix.file_type)
     writer.add_quantization_version(GGML_QUANT_VERSION)
 
@@ -101,8 +108,8 @@ def add_tokenizer(writer: GGUFWriter, checkpoint: Checkpoint, vocabulary: Vocabu
     if not ends:
         raise CheckpointError(f"{checkpoint.directory} has no eos_token_id in generation_config.json or config.json")
     writer.add_eos_token_id(ends[0])
-    others = [number for number in ends[1:] if vocabulary.tokens[number] not in _KNOWN_ENDS]
-    if len(others) > 2:
+    others = [number for number in ends[1:] if vocabulary.tokens[number] not in KNOWN_ENDS]
+    if len(others) > MOST_OTHER_ENDS:
         raise UnsupportedError(f"{checkpoint.directory} has {len(ends)} eos tokens; GGUF has keys for three")
     for number, add in zip(others, (writer.add_eot_token_id, writer.add_eom_token_id), strict=False):
         add(number)

@@ -74,6 +74,26 @@ MIXES: Final[Mapping[str, Mix]] = MappingProxyType(
 FALLBACKS: Final[Mapping[str, str]] = MappingProxyType(
     {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
 )
+#: Weights and bytes of a block (`GGML_QUANT_SIZES` of the gguf package, which planning does not import; a test compares).
+BLOCKS: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
+    {
+        "F32": (1, 4),
+        "F16": (1, 2),
+        "BF16": (1, 2),
+        "Q8_0": (32, 34),
+        "Q5_1": (32, 24),
+        "Q5_0": (32, 22),
+        "Q4_1": (32, 20),
+        "Q4_0": (32, 18),
+        "IQ4_NL": (32, 18),
+        "IQ4_XS": (256, 136),
+        "Q6_K": (256, 210),
+        "Q5_K": (256, 176),
+        "Q4_K": (256, 144),
+        "Q3_K": (256, 110),
+        "Q2_K": (256, 84),
+    }
+)
 #: Types that store a minimum beside the scale, so that "asymmetric" says nothing new of them.
 _WITH_MINIMUM: Final = frozenset({"Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K"})
 _GROUP: Final = 32
@@ -81,23 +101,16 @@ _GROUP: Final = 32
 
 def block_size(ggml_type: str) -> int:
     """Return how many weights of a row make a block of `ggml_type`; 1 for a float type."""
-    return int(_sizes(ggml_type)[0])
+    return BLOCKS[ggml_type][0]
 
 
 def tensor_bytes(ggml_type: str, shape: tuple[int, ...]) -> int:
     """Return the bytes of a tensor of this shape, whose rows divide into blocks."""
-    block, size = _sizes(ggml_type)
+    block, size = BLOCKS[ggml_type]
     total = 1
     for dimension in shape:
         total *= dimension
     return total // block * size
-
-
-def _sizes(ggml_type: str) -> tuple[int, int]:
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[ggml_type]]
-    return int(block), int(size)
 
 
 def find_mix(precision: str, *, symmetric: bool = True) -> Mix:

@@ -55,6 +55,16 @@ class Vocabulary:
     merges: tuple[str, ...]
     pre: str
 
+    @functools.cached_property
+    def token_bytes(self) -> int:
+        """Bytes of all tokens as UTF-8."""
+        return len("".join(self.tokens).encode("utf-8"))
+
+    @functools.cached_property
+    def merge_bytes(self) -> int:
+        """Bytes of all merges as UTF-8."""
+        return len("".join(self.merges).encode("utf-8"))
+
 
 def _member(path: Path, values: _Json, key: str, where: str = "") -> _Json:
     value = values.get(key)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +26,9 @@ from edgekiln.device import ANY_CPU, Device
 from edgekiln.errors import StepError, UnsupportedError, UsageError
 from edgekiln.exporters.base import ExportPlan, Quantize, TensorPlan, unknown_precision, unknown_provider
 from edgekiln.exporters.genai_config import genai_config
-from edgekiln.exporters.onnx_layout import DATA_FILE, ROTARY_TABLES, Placed, Role, place, stored_bytes
+from edgekiln.exporters.onnx_layout import ROTARY_TABLES, Placed, Role, layout, place, stored_bytes
 from edgekiln.exporters.onnx_providers import PROVIDERS, REFUSED, OnnxProvider
+from edgekiln.exporters.onnx_size import artifact_size
 from edgekiln.families import EMBEDDING, HEAD
 from edgekiln.grids import (
     CodebookGrid,
@@ -38,11 +40,14 @@ from edgekiln.grids import (
     QuantizedRows,
     ScaleDtype,
 )
+from edgekiln.journal import Journal
 from edgekiln.safetensors import TensorInfo, TensorReader
 from edgekiln.scheme import Scheme
+from edgekiln.tensor_files import TensorFiles
 from edgekiln.tensors import NO_DEFECTS, Defects, count_defects, to_float16
 
 MODEL_FILE: Final = "model.onnx"
+TOOLS: Final = ("mobius-onnx", "numpy", "onnx", "onnx-ir", "onnxruntime", "torch", "transformers")
 _LITTLE_ENDIAN: Final = {"float16": "<f2", "float32": "<f4"}
 _CHUNK_WEIGHTS: Final = 1 << 20
 _GROUP_SIZES: Final = (16, 32, 64, 128, 256)
@@ -107,28 +112,44 @@ class Onnx:
         tensors.extend(_rotary_tables(checkpoint, provider))
         return ExportPlan("onnx", scheme, _container_type(body), tuple(tensors), device)
 
-    def write(self, checkpoint: Checkpoint, plan: ExportPlan, directory: Path, quantize: Quantize) -> None:
+    def write(
+        self,
+        checkpoint: Checkpoint,
+        plan: ExportPlan,
+        directory: Path,
+        quantize: Quantize,
+        *,
+        journal: Journal | None = None,
+        threads: int | None = None,
+    ) -> None:
         """Write model.onnx, its data, genai_config.json and the tokenizer files. See `Exporter.write`."""
         placed = place(plan.tensors)
-        computed = _write_graph(checkpoint, placed, PROVIDERS[plan.device.execution_provider], directory)
-        with (directory / DATA_FILE).open("wb") as file, checkpoint.reader() as reader:
-            for item in placed.values():
-                if not item.plan.sources:
-                    part = item.parts["values"]
-                    file.seek(part.offset)
-                    file.write(computed[item.plan.name].astype(_LITTLE_ENDIAN[part.dtype], copy=False).tobytes())
+        with TensorFiles(directory, layout(placed), journal) as files, checkpoint.reader() as reader:
+            computed = _write_graph(checkpoint, placed, PROVIDERS[plan.device.execution_provider], directory)
+            for name, item in placed.items():
+                if files.is_done(name):
                     continue
-                _write_tensor(file, item, [checkpoint.tensors[name] for name in item.plan.sources], reader, quantize)
+                if item.plan.sources:
+                    infos = [checkpoint.tensors[source] for source in item.plan.sources]
+                    with closing(_made_ahead(item, infos, reader, quantize, threads)) as chunks:
+                        _write_tensor(files, item, chunks)
+                else:
+                    dtype = _LITTLE_ENDIAN[item.parts["values"].dtype]
+                    files.write(name, computed[name].astype(dtype, copy=False).tobytes())
+                files.complete(name)
         text = genai_config(checkpoint.config, MODEL_FILE, plan.device)
         (directory / "genai_config.json").write_text(text, encoding="utf-8", newline="\n")
         for name in TOKENIZER_FILES:
             if (checkpoint.directory / name).exists():
                 shutil.copyfile(checkpoint.directory / name, directory / name)
 
+    def size(self, checkpoint: Checkpoint, plan: ExportPlan) -> int:
+        """Return about how many bytes the artifact has. See `Exporter.size`."""
+        return artifact_size(checkpoint, plan, MODEL_FILE, TOOLS, {})
+
     def tool_versions(self) -> Mapping[str, str]:
         """Return the packages that touch the bytes."""
-        names = ("mobius-onnx", "numpy", "onnx", "onnx-ir", "onnxruntime", "torch", "transformers")
-        return {name: version(name) for name in names}
+        return {name: version(name) for name in TOOLS}
 
 
 def _ends(scheme: Scheme, provider: OnnxProvider) -> tuple[str, str]:
@@ -278,36 +299,32 @@ def _chunks(infos: list[TensorInfo], weights: int) -> Iterator[tuple[TensorInfo,
             yield info, start, min(start + step, info.rows)
 
 
-def _write_tensor(
-    file: BinaryIO, item: Placed, infos: list[TensorInfo], reader: TensorReader, quantize: Quantize
-) -> None:
-    """Stream one tensor: chunks are read and quantized by a few threads, and written in their order.
+def _write_tensor(files: TensorFiles, item: Placed, chunks: Iterable[tuple[str, _Chunk]]) -> None:
+    """Write the chunks of one tensor in their order.
 
     Raises:
         StepError: Some of its weights cannot be stored; all of them are counted before.
     """
-    positions = {part.role: part.offset for part in item.parts.values()}
-    defects = {info.name: NO_DEFECTS for info in infos}
-    for name, chunk in _made_ahead(item, infos, reader, quantize):
-        defects[name] += chunk.defects
+    part = {role: index for index, role in enumerate(item.parts)}
+    defects = dict.fromkeys(item.plan.sources, NO_DEFECTS)
+    for source, chunk in chunks:
+        defects[source] += chunk.defects
         for role, data in chunk.pieces.items():
-            file.seek(positions[role])
-            file.write(data)
-            positions[role] += len(data)
-    for name, found in defects.items():
-        found.require_none(name, "float16")
+            files.write(item.plan.name, data, part[role])
+    for source, found in defects.items():
+        found.require_none(source, "float16")
 
 
 def _made_ahead(
-    item: Placed, infos: list[TensorInfo], reader: TensorReader, quantize: Quantize
-) -> Iterator[tuple[str, _Chunk]]:
-    """Yield the chunks of one tensor in order, a few of them being made ahead."""
+    item: Placed, infos: list[TensorInfo], reader: TensorReader, quantize: Quantize, threads: int | None
+) -> Generator[tuple[str, _Chunk]]:
+    """Yield the chunks of one tensor with their sources in order, a few of them being made ahead."""
 
     def work(chunk: tuple[TensorInfo, int, int]) -> tuple[str, _Chunk]:
         info, start, stop = chunk
         return info.name, _make_chunk(info.name, reader.rows(info, start, stop), item.plan.storage, quantize)
 
-    workers = min(4, os.cpu_count() or 1)
+    workers = threads or min(4, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
         chunks = _chunks(infos, _CHUNK_WEIGHTS)
         pending: list[Future[tuple[str, _Chunk]]] = [pool.submit(work, each) for each in islice(chunks, workers + 1)]

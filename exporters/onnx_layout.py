@@ -13,6 +13,7 @@ from typing import Final, Literal, TypeAlias
 
 from edgekiln.exporters.base import TensorPlan
 from edgekiln.grids import CodebookGrid, FloatDtype, Grid, IntegerGrid
+from edgekiln.journal import Extent, Layout
 
 DATA_FILE: Final = "model.onnx.data"
 #: Computed from the configuration, not read from the checkpoint.
@@ -95,3 +96,12 @@ def place(tensors: Iterable[TensorPlan], alignment: int = ALIGNMENT) -> dict[str
             position += part.nbytes
         placed[tensor.name] = Placed(tensor, parts)
     return placed
+
+
+def layout(placed: Mapping[str, Placed]) -> Layout:
+    """Return the places of all parts in the data file."""
+    extents = {
+        name: tuple(Extent(DATA_FILE, part.offset, part.nbytes) for part in item.parts.values())
+        for name, item in placed.items()
+    }
+    return Layout({DATA_FILE: max(e.offset + e.nbytes for parts in extents.values() for e in parts)}, extents)

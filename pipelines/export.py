@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 from edgekiln import __version__
@@ -24,6 +23,7 @@ from edgekiln.errors import UsageError
 from edgekiln.exporters import EXPORTERS
 from edgekiln.exporters.base import ExportPlan
 from edgekiln.hub import parse_hub_id
+from edgekiln.journal import Journal
 from edgekiln.quantizers import library_versions, quantize
 from edgekiln.scheme import Scheme
 
@@ -33,21 +33,30 @@ def plan_export(checkpoint: Checkpoint, format_name: str, scheme: Scheme, device
     return EXPORTERS[format_name].plan(checkpoint, scheme, device)
 
 
-def write_artifact(checkpoint: Checkpoint, plan: ExportPlan, requested: str, directory: Path) -> Manifest:
+def write_artifact(
+    checkpoint: Checkpoint,
+    plan: ExportPlan,
+    requested: str,
+    directory: Path,
+    *,
+    journal: Journal | None = None,
+    threads: int | None = None,
+) -> Manifest:
     """Write an artifact with its manifest and checksums into an empty, not yet visible directory.
 
     Args:
         checkpoint: The source.
         plan: What `plan_export` decided.
         requested: Precision as the user named it, before a target's mapping.
-        directory: Empty; see `edgekiln.artifact.staged`.
+        directory: Empty; see `edgekiln.artifact.staged`. With a journal, what earlier attempts left.
+        journal: Remembers which tensors are whole; see `Exporter.write`.
+        threads: See `Exporter.write`.
 
     Raises:
         StepError: The weights hold what cannot be exported.
     """
     exporter = EXPORTERS[plan.format]
-    exporter.write(checkpoint, plan, directory, quantize)
-    grids = {tensor.storage for tensor in plan.tensors if not isinstance(tensor.storage, str)}
+    exporter.write(checkpoint, plan, directory, quantize, journal=journal, threads=threads)
     manifest = Manifest(
         format=plan.format,
         container_type=plan.container_type,
@@ -56,7 +65,7 @@ def write_artifact(checkpoint: Checkpoint, plan: ExportPlan, requested: str, dir
         device=DeviceEntry(
             execution_provider=plan.device.execution_provider, context_length=plan.device.context_length
         ),
-        tools={"edgekiln": __version__, **_sorted({**exporter.tool_versions(), **library_versions(grids)})},
+        tools=artifact_tools(plan),
         files=list_files(directory),
         tensors=tuple(
             TensorEntry(
@@ -72,6 +81,13 @@ def write_artifact(checkpoint: Checkpoint, plan: ExportPlan, requested: str, dir
     )
     seal(directory, manifest)
     return manifest
+
+
+def artifact_tools(plan: ExportPlan) -> dict[str, str]:
+    """Return name and version of Edgekiln and of every library that touches the bytes of an artifact."""
+    grids = {tensor.storage for tensor in plan.tensors if not isinstance(tensor.storage, str)}
+    versions = {**EXPORTERS[plan.format].tool_versions(), **library_versions(grids)}
+    return {"edgekiln": __version__, **dict(sorted(versions.items()))}
 
 
 def export(checkpoint: Checkpoint, format_name: str, scheme: Scheme, out: Path, device: Device = ANY_CPU) -> Manifest:
@@ -95,10 +111,6 @@ def check_outside(out: Path, checkpoint: Checkpoint) -> None:
     place, inside = (Path(os.path.realpath(path)) for path in (out, checkpoint.directory))  # resolve() raises on loops
     if place.is_relative_to(inside):
         raise UsageError(f"{out} lies inside the checkpoint {checkpoint.directory}; choose another --out")
-
-
-def _sorted(values: Mapping[str, str]) -> dict[str, str]:
-    return dict(sorted(values.items()))
 
 
 def _checkpoint_entry(checkpoint: Checkpoint) -> CheckpointEntry:

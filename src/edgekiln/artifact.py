@@ -177,7 +177,7 @@ def seal(directory: Path, manifest: Manifest) -> None:
     (directory / CHECKSUMS).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Flush a file or directory to the disk where the system can."""
     if path.is_dir() and os.name == "nt":
         return
@@ -247,12 +247,12 @@ def staged(out: Path) -> Iterator[Path]:
     try:
         yield staging
         for path in sorted(staging.rglob("*")):
-            _sync(path)
+            sync(path)
         staging.chmod(0o755)
         if out.is_dir():
             out.rmdir()
         staging.rename(out)
-        _sync(out.parent)
+        sync(out.parent)
     except OSError as error:
         if error.errno in {errno.EEXIST, errno.ENOTEMPTY}:
             raise StepError(f"{out} was made by another process meanwhile; nothing was overwritten") from error

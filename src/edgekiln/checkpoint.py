@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -50,6 +50,7 @@ class Checkpoint:
         config: Its hyper-parameters.
         family: What sets its family apart.
         tensors: Every tensor by name; names and shapes are those of the family.
+        known_identity: Its identity, where someone has taken it before; None to take it when it is asked for.
     """
 
     source: str
@@ -58,6 +59,7 @@ class Checkpoint:
     config: ModelConfig
     family: Family
     tensors: Mapping[str, TensorInfo]
+    known_identity: str | None = field(default=None, compare=False)
 
     def reader(self) -> TensorReader:
         """Return a reader of the weights; use it as a context manager."""
@@ -78,6 +80,8 @@ class Checkpoint:
     @cached_property
     def identity(self) -> str:
         """sha256 over the names and sha256 of `files`: equal checkpoints are equal wherever they lie."""
+        if self.known_identity is not None:
+            return self.known_identity
         digest = hashlib.sha256()
         for path in self.files:
             with path.open("rb") as file:
@@ -227,12 +231,15 @@ def open_checkpoint(
     return open_resolved(source, directory, revision, check_text=check_text)
 
 
-def open_resolved(source: str, directory: Path, revision: str | None, *, check_text: bool = True) -> Checkpoint:
-    """Open what `resolve` returned for `source`; see `open_checkpoint`."""
+def open_resolved(
+    source: str, directory: Path, revision: str | None, *, check_text: bool = True, identity: str | None = None
+) -> Checkpoint:
+    """Open what `resolve` returned for `source`; see `open_checkpoint`. A known identity is not taken again."""
     config = parse_config(directory, FAMILIES)
     weight_map = _weight_map(directory)
     stored = _merge_shards(directory, _shard_paths(directory, weight_map), weight_map)
     tensors = _check_tensors(directory, config, stored)
     if check_text:
         _check_text(directory, config)
-    return Checkpoint(source, directory, revision, config, FAMILIES[config.model_type], MappingProxyType(tensors))
+    family = FAMILIES[config.model_type]
+    return Checkpoint(source, directory, revision, config, family, MappingProxyType(tensors), identity)

@@ -100,6 +100,16 @@ class StepError(EdgekilnError):
     exit_code = ExitCode.STEP_FAILED
 
 
+class ChildError(StepError):
+    """A process of a step crashed, hung or grew beyond its limits; what it had finished can be gone on with."""
+
+
+class InterruptError(EdgekilnError):
+    """The run was told to end while a step was under way."""
+
+    exit_code = ExitCode.INTERRUPTED
+
+
 class ArtifactError(StepError):
     """An artifact that cannot be read or run."""
 

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import functools
 import json
+import math
 import os
 import shutil
 import signal
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgekiln import errors
-from edgekiln.errors import EdgekilnError, MachineError, StepError
+from edgekiln.errors import ChildError, EdgekilnError, InterruptError, MachineError, StepError
 from edgekiln.redact import without_secrets
 
 _SCHEMA: Final = "edgekiln.task/1"
@@ -62,6 +63,36 @@ Json = dict[str, Any]
 Task = Callable[[Json], Json]
 
 
+class Watch:
+    """Follows a step through all the processes that it starts: ends it, bounds it as a whole, sees its memory.
+
+    Args:
+        seconds: Time that the step may take from now on; None for no limit beside that of each process.
+
+    Attributes:
+        cancelled: When it is set, the process that runs is ended, and so is the step.
+        peak_bytes: Highest resident memory of one process tree, as far as it was looked at.
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self.cancelled = threading.Event()
+        self.peak_bytes = 0
+        self._seconds = seconds
+        self._deadline = math.inf if seconds is None else time.monotonic() + seconds
+
+    def check(self, name: str, log: Path) -> None:
+        """Raise if the step is to end.
+
+        Raises:
+            InterruptError: Somebody wants it.
+            ChildError: Its time is up.
+        """
+        if self.cancelled.is_set():
+            raise InterruptError(f"{name} was ended with the run")
+        if time.monotonic() > self._deadline:
+            raise ChildError(f"{name} was ended, since its step took longer than {self._seconds:g} s; its log is {log}")
+
+
 @dataclass(frozen=True)
 class Limits:
     """Bounds of one child.
@@ -69,10 +100,12 @@ class Limits:
     Attributes:
         seconds: Wall time.
         memory_bytes: Resident memory of the whole process tree, or None for no limit.
+        watch: Of the step that it belongs to.
     """
 
     seconds: float = 3600
     memory_bytes: int | None = None
+    watch: Watch | None = None
 
 
 def _kill_tree(process: subprocess.Popen[bytes]) -> None:
@@ -119,15 +152,20 @@ def _wait(process: subprocess.Popen[bytes], name: str, limits: Limits, log: Path
     pause, next_look = 0.005, 0.0
     while process.poll() is None:
         now = time.monotonic()
+        if limits.watch is not None:
+            limits.watch.check(name, log)
         if now > deadline:
-            raise StepError(f"{name} did not finish within {limits.seconds:g} s and was ended; its log is {log}")
+            raise ChildError(f"{name} did not finish within {limits.seconds:g} s and was ended; its log is {log}")
         if limits.memory_bytes is None or now < next_look:
             time.sleep(pause)
             pause = min(_POLL_SECONDS, pause * 2)
             continue
         next_look = now + _LOOK_SECONDS
-        if tree_rss(process.pid) > limits.memory_bytes:
-            raise StepError(
+        used = tree_rss(process.pid)
+        if limits.watch is not None:
+            limits.watch.peak_bytes = max(limits.watch.peak_bytes, used)
+        if used > limits.memory_bytes:
+            raise ChildError(
                 f"{name} used more than {limits.memory_bytes / 2**20:.0f} MiB and was ended; its log is {log}"
             )
 
@@ -148,7 +186,7 @@ def _result(path: Path, process: subprocess.Popen[bytes], name: str, log: Path) 
     try:
         answer = json.loads(path.read_bytes())
     except (FileNotFoundError, json.JSONDecodeError):
-        raise StepError(f"{name} {_describe_exit(process.returncode)} without a result; its log is {log}") from None
+        raise ChildError(f"{name} {_describe_exit(process.returncode)} without a result; its log is {log}") from None
     match answer:
         case {"schema": str(schema), "value": dict(value)} if schema == _SCHEMA:
             return value
@@ -259,7 +297,7 @@ def run_task(
         environment: Variables for the child beside `QUIET_ENVIRONMENT`.
 
     Raises:
-        EdgekilnError: What the task raised, or a StepError if it crashed, hung or grew beyond its limits.
+        EdgekilnError: What the task raised, or a ChildError if it crashed, hung or grew beyond its limits.
     """
     limits = limits or Limits()
     with started(module, task, request, log=log, network=network, environment=environment) as child:
