@@ -74,7 +74,7 @@ MIXES: Final[Mapping[str, Mix]] = MappingProxyType(
 FALLBACKS: Final[Mapping[str, str]] = MappingProxyType(
     {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
 )
-#: Weights and bytes of a block (`GGML_QUANT_SIZES` of the gguf package, which planning does not import; a test compares).
+#: Weights and bytes of a block: `GGML_QUANT_SIZES` of the gguf package, which planning has no time to import.
 BLOCKS: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
     {
         "F32": (1, 4),

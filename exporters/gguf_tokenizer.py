@@ -7,6 +7,7 @@ normalizer, a pre-tokenizer, an option of the BPE model that it does not have) i
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
@@ -15,6 +16,7 @@ from typing import Final
 
 from edgekiln.checkpoint import Checkpoint
 from edgekiln.errors import CheckpointError, UnsupportedError
+from edgekiln.memory import uncollected
 from edgekiln.model_config import read_json
 
 _QWEN2_PATTERN: Final = (
@@ -123,18 +125,28 @@ def _merges(path: Path, model: _Json, vocabulary: _Json) -> tuple[str, ...]:
     listed = model.get("merges")
     if not isinstance(listed, list):
         raise CheckpointError(f"{path}: model.merges must be a list, not {type(listed).__name__}")
-    merges: list[str] = []
-    for entry in listed:  # 150,000 times: no pattern matching
-        pair = entry.split(" ") if type(entry) is str else entry
+    pairs = [entry.split(" ") if type(entry) is str else entry for entry in listed]
+    for entry, pair in zip(listed, pairs, strict=True) if not _are_merges(pairs, vocabulary) else ():
         if type(pair) is not list or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) is not str:
             raise CheckpointError(f"{path}: the merge {entry!r} is not a pair of tokens")
         left, right = pair
         if left not in vocabulary or right not in vocabulary or left + right not in vocabulary:
             raise CheckpointError(f"{path}: the merge {left!r} + {right!r} is not of tokens in the vocabulary")
-        merges.append(f"{left} {right}")
-    if any(merge.count(" ") != 1 for merge in merges):
+    merges = tuple(map(" ".join, pairs))
+    if "".join(merges).count(" ") != len(merges):  # each has one at least
         raise CheckpointError(f"{path}: a merge holds a space, which byte-level BPE writes as 'Ġ'")
-    return tuple(merges)
+    return merges
+
+
+def _are_merges(pairs: list[list[str]], vocabulary: _Json) -> bool:
+    """Tell whether all are pairs of tokens that make a token: as sets, since there are 150,000."""
+    if not set(map(type, pairs)) <= {list} or not set(map(len, pairs)) <= {2}:
+        return False
+    try:
+        parts = set(itertools.chain.from_iterable(pairs))
+        return parts <= vocabulary.keys() and vocabulary.keys() >= set(map("".join, pairs))
+    except TypeError:  # no text, or nothing that a set holds
+        return False
 
 
 def _vocabulary(path: Path, model: _Json, size: int) -> dict[int, str]:
@@ -144,14 +156,25 @@ def _vocabulary(path: Path, model: _Json, size: int) -> dict[int, str]:
     for option in ("byte_fallback", "ignore_merges", "dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
             raise UnsupportedError(f"{path} sets {option} of its BPE model, which llama.cpp does not do for Qwen")
-    tokens: dict[int, str] = {}
-    for text, number in _member(path, model, "vocab", "model.").items():
+    vocabulary = _member(path, model, "vocab", "model.")
+    numbers = list(vocabulary.values())
+    if set(map(type, numbers)) <= {int}:
+        tokens = dict(zip(numbers, vocabulary, strict=True))
+        if len(tokens) == len(numbers) and min(tokens, default=0) >= 0 and max(tokens, default=0) < size:
+            return tokens
+    raise _wrong_id(path, vocabulary, size)
+
+
+def _wrong_id(path: Path, vocabulary: _Json, size: int) -> CheckpointError:
+    """Return what to say of the first token whose id is none, or is another's."""
+    tokens: dict[object, str] = {}
+    for text, number in vocabulary.items():
         if type(number) is not int or not 0 <= number < size:
-            raise CheckpointError(f"{path}: token {text!r} has id {number!r}, but ids must lie in 0…{size - 1}")
+            return CheckpointError(f"{path}: token {text!r} has id {number!r}, but ids must lie in 0…{size - 1}")
         if number in tokens:
-            raise CheckpointError(f"{path}: tokens {tokens[number]!r} and {text!r} share id {number}")
+            return CheckpointError(f"{path}: tokens {tokens[number]!r} and {text!r} share id {number}")
         tokens[number] = text
-    return tokens
+    return CheckpointError(f"{path}: the ids of model.vocab are malformed")
 
 
 def _added_tokens(path: Path, root: _Json, size: int) -> dict[int, tuple[str, TokenType]]:
@@ -197,22 +220,26 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=1)
 def _read_vocabulary(path: Path, size: int, stamp: tuple[int, int]) -> Vocabulary:  # noqa: ARG001 - part of the key
-    root = read_json(path, MAX_TOKENIZER_BYTES)
-    model = _member(path, root, "model")
-    pre = _pre_tokenizer(path, root)
-    _check_pipeline(path, root)
-    vocabulary, added = _vocabulary(path, model, size), _added_tokens(path, root, size)
-    entries = [(f"[PAD{number}]", TokenType.UNUSED) for number in range(size)]
-    for number, text in vocabulary.items():
-        entries[number] = (text, TokenType.NORMAL)
-    for number, entry in added.items():
-        entries[number] = entry
-    tokens, types = tuple(text for text, _ in entries), tuple(kind for _, kind in entries)
-    if len(set(tokens)) != size:
-        twice = next(text for text in tokens if tokens.count(text) > 1)
-        raise CheckpointError(f"{path}: the text {twice!r} has more than one id")
-    try:
-        "".join(tokens).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise CheckpointError(f"{path}: a token is no valid text ({error.reason})") from None
-    return Vocabulary(tokens, types, _merges(path, model, _member(path, model, "vocab")), pre)
+    with uncollected():
+        root = read_json(path, MAX_TOKENIZER_BYTES)
+        model = _member(path, root, "model")
+        pre = _pre_tokenizer(path, root)
+        _check_pipeline(path, root)
+        vocabulary, added = _vocabulary(path, model, size), _added_tokens(path, root, size)
+        texts, kinds = [""] * size, [TokenType.NORMAL] * size
+        for number in range(size) if len(vocabulary) < size else ():
+            if number not in vocabulary:
+                texts[number], kinds[number] = f"[PAD{number}]", TokenType.UNUSED
+        for number, text in vocabulary.items():
+            texts[number] = text
+        for number, entry in added.items():
+            texts[number], kinds[number] = entry
+        if len(set(texts)) != size:
+            twice = next(text for text in texts if texts.count(text) > 1)
+            raise CheckpointError(f"{path}: the text {twice!r} has more than one id")
+        try:
+            "".join(texts).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise CheckpointError(f"{path}: a token is no valid text ({error.reason})") from None
+        merges = _merges(path, model, _member(path, model, "vocab"))
+        return Vocabulary(tuple(texts), tuple(kinds), merges, pre)

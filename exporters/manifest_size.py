@@ -9,7 +9,6 @@ from typing import Final
 
 from edgekiln import __version__
 from edgekiln.artifact import (
-    CHECKSUMS,
     MANIFEST,
     CheckpointEntry,
     DeviceEntry,

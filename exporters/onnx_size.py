@@ -20,8 +20,8 @@ from edgekiln.exporters.onnx_layout import DATA_FILE, place
 from edgekiln.exporters.onnx_providers import PROVIDERS, OnnxProvider
 from edgekiln.grids import CodebookGrid, FloatDtype, Grid, IntegerGrid
 
-#: What differs between the graphs of providers: the CPU's is in float32 and of the newest opset; those of graphics cards
-#: rotate inside the attention operator or before it.
+#: What differs between the graphs of providers: the CPU's is in float32 and of the newest opset; those of graphics
+#: cards rotate inside the attention operator or before it.
 _Style: TypeAlias = Literal["cpu", "rotating", "separate"]
 #: What differs between the weights: how many initializers and nodes each has.
 _Kind: TypeAlias = Literal["float16", "symmetric", "asymmetric", "codebook"]
@@ -67,9 +67,11 @@ def graph_size(checkpoint: Checkpoint, plan: ExportPlan) -> int:
     config = checkpoint.config
     key = (_style(PROVIDERS[plan.device.execution_provider]), config.model_type, _kind(plan))
     if key not in _GRAPHS:
-        raise UnsupportedError(f"the size of a {config.model_type} graph for {plan.device.execution_provider} is not known")
+        raise UnsupportedError(
+            f"the size of a {config.model_type} graph for {plan.device.execution_provider} is not known"
+        )
     constant, per_layer, per_digit = _GRAPHS[key]
-    further_digits = sum(max(0, config.num_layers - 10**power) for power in range(1, len(str(config.num_layers))))
+    further_digits = sum(len(str(layer)) - 1 for layer in range(config.num_layers))
     return constant + per_layer * config.num_layers + per_digit * further_digits
 
 
@@ -81,7 +83,9 @@ def _style(provider: OnnxProvider) -> _Style:
 
 def _kind(plan: ExportPlan) -> _Kind:
     """Return what most of the layers' matrices are."""
-    kinds = [_kind_of(tensor.storage) for tensor in plan.tensors if ".layers." in tensor.name and len(tensor.shape) == 2]
+    kinds = [
+        _kind_of(tensor.storage) for tensor in plan.tensors if ".layers." in tensor.name and len(tensor.shape) == 2
+    ]
     return max(sorted(set(kinds)), key=kinds.count)
 
 

@@ -5,18 +5,21 @@ No weight is read, nothing is written, no framework is imported.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekiln.artifact import Manifest
 from edgekiln.checkpoint import Checkpoint, open_checkpoint
+from edgekiln.device import Device
 from edgekiln.errors import EdgekilnError, MachineError, UnsupportedError, UsageError
 from edgekiln.exporters.base import ExportPlan
 from edgekiln.pipelines.export import plan_export
 from edgekiln.pipelines.plan import Build, Plan
 from edgekiln.pipelines.targets import RUNTIMES
+from edgekiln.scheme import Scheme
 
 if TYPE_CHECKING:
     from edgekiln.validators.validate import ArtifactMetrics  # `edgekiln plan` does without NumPy
@@ -48,21 +51,44 @@ class Cell:
         return self.plan is not None and self.error is None
 
 
+class _Planner:
+    """Decides artifacts of one checkpoint, each distinct one once: the context of a device changes no tensor."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._made: dict[tuple[str, Scheme, Device], ExportPlan | UnsupportedError | UsageError] = {}
+
+    def plan(self, build: Build) -> ExportPlan:
+        """Return the artifact of a build. See `Exporter.plan`."""
+        device = build.device
+        key = build.format, build.scheme, Device(device.execution_provider)
+        if key not in self._made:
+            try:
+                self._made[key] = plan_export(self._checkpoint, *key)
+            except (UnsupportedError, UsageError) as error:
+                self._made[key] = error
+        made = self._made[key]
+        if not isinstance(made, ExportPlan):
+            raise made.with_traceback(None)  # it would grow with every build
+        return made if made.device == device else replace(made, device=device)
+
+
 def prepare(plan: Plan, checkpoint: Checkpoint) -> list[Cell]:
     """Decide every tensor of every build from metadata, before anything is written.
 
     Raises:
         UsageError: A scheme contradicts itself or the shapes; the message begins with the build's id.
     """
-    return [_prepare(build, checkpoint) for build in plan.builds]
+    planner = _Planner(checkpoint)
+    return [_prepare(build, planner) for build in plan.builds]
 
 
-def _prepare(build: Build, checkpoint: Checkpoint) -> Cell:
+def _prepare(build: Build, planner: _Planner) -> Cell:
     cell = Cell(build, unsupported=build.unsupported)
     if cell.unsupported is not None:
         return cell
     try:
-        cell.plan = plan_export(checkpoint, build.format, build.scheme, build.device)
+        cell.plan = planner.plan(build)
     except UnsupportedError as error:
         cell.unsupported = str(error)
         return cell
@@ -79,27 +105,49 @@ def _prepare(build: Build, checkpoint: Checkpoint) -> Cell:
     return cell
 
 
-def reasons_against(plan: Plan) -> tuple[dict[str, str], str | None]:
-    """Return why builds cannot be made, by id, and what could not be looked at.
+@dataclass(frozen=True)
+class Outlook:
+    """A plan against its checkpoint, as far as metadata tells.
+
+    Attributes:
+        checkpoint: None where it is not on this machine.
+        plans: The artifact of each build that can be made, by the build's id.
+        reasons: Why the others cannot, by id.
+        note: What could not be looked at; None where everything was.
+    """
+
+    checkpoint: Checkpoint | None
+    plans: Mapping[str, ExportPlan]
+    reasons: Mapping[str, str]
+    note: str | None = None
+
+
+def look_ahead(plan: Plan) -> Outlook:
+    """Decide what every build of a plan will be, or why it cannot be made.
 
     The checkpoint's metadata is read where it is on this machine already; no weight is read, nothing is written.
     """
     settings = plan.settings.values
     try:
-        checkpoint = open_checkpoint(settings.checkpoint, offline=True)
+        checkpoint = open_checkpoint(settings.checkpoint, offline=True, check_text=False)
     except MachineError:
         known = {build.id: build.unsupported for build in plan.builds if build.unsupported}
-        return known, f"{settings.checkpoint} is not on this machine yet, so its shapes were not looked at."
+        note = f"{settings.checkpoint} is not on this machine yet, so its shapes were not looked at."
+        return Outlook(None, {}, known, note)
+    planner = _Planner(checkpoint)
+    plans: dict[str, ExportPlan] = {}
     reasons: dict[str, str] = {}
     for build in plan.builds:
         try:
-            cell = _prepare(build, checkpoint)
+            cell = _prepare(build, planner)
         except UsageError as error:
             reasons[build.id] = str(error).removeprefix(f"{build.id}: ")
             continue
-        if cell.unsupported is not None:
+        if cell.plan is not None:
+            plans[build.id] = cell.plan
+        elif cell.unsupported is not None:
             reasons[build.id] = cell.unsupported
-    return reasons, None
+    return Outlook(checkpoint, plans, reasons)
 
 
 def check_runtime(build: Build) -> None:

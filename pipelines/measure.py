@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from edgekiln.console import Console
 from edgekiln.errors import EdgekilnError, MachineError
 from edgekiln.pagecache import evict, files_below, warm
 from edgekiln.process import Limits
@@ -106,24 +105,31 @@ def time_alternating(
     protocol: MeasurementProtocol,
     rounds: Rounds,
     *,
-    group: str,
     limits: Limits,
-    console: Console,
+    advance: Callable[[float], None],
 ) -> dict[str, Timing]:
     """Time subjects in turn, once a round, each in fresh processes.
 
     Alternating makes a machine that drifts hit artifact and baseline alike. A subject that fails is left out of
     the later rounds; the others go on. While a speed scatters too much there are more rounds, of all subjects, so that
     what is compared was measured side by side.
+
+    Args:
+        subjects: By name.
+        reference: Gives the prompt.
+        protocol: Lengths, warm-ups, threads.
+        rounds: How many.
+        limits: Of every process.
+        advance: Is told which share of the rounds that are sure to come is over.
     """
     samples = {name: _Samples(subject) for name, subject in subjects.items()}
     for number in range(1, rounds.most + 1):
         noisy = [name for name, found in samples.items() if number > 1 and found.is_noisy(rounds.max_spread)]
         if number > rounds.least and not noisy:
             break
-        why = f", since {noisy[0]} scatters" if number > rounds.least else f" of {rounds.least}"
-        with console.step(group, f"latency, round {number}{why}, {len(subjects)} in turn"):
-            for found in samples.values():
-                if found.error is None:
-                    found.take(reference, protocol, limits)
+        for turn, found in enumerate(samples.values()):
+            if found.error is None:
+                found.take(reference, protocol, limits)
+            over = number - 1 + (turn + 1) / len(samples)
+            advance(min(1.0, over / max(rounds.least, number)))
     return {name: found.result() for name, found in samples.items()}

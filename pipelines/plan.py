@@ -20,6 +20,7 @@ from edgekiln.host import physical_cores
 from edgekiln.pipelines.settings import (
     DEFAULT,
     EffectiveSettings,
+    Layer,
     assignments_layer,
     environment_layer,
     file_layer,
@@ -75,6 +76,7 @@ class Build:
         scheme: What is asked of the exporter; its precision is the container's.
         gates: The limits that hold.
         allow_unsupported: An unsupported build does not fail the run.
+        keep: Its artifact stays; else it is built and judged only.
         allow_not_measured: Metrics whose gates may stay unmeasured.
         threads: Threads of the runtimes.
         context_length: Tokens of context to plan for; None for the model's own.
@@ -96,6 +98,7 @@ class Build:
     unsupported: str | None
     origins: Mapping[str, str]
     gate_origins: tuple[str, ...] = ()
+    keep: bool = True
 
     @property
     def device(self) -> Device:
@@ -259,7 +262,7 @@ def _origins(context: _Context, cell: _Cell, target: Target) -> Mapping[str, str
     if values.threads is not None:
         found["threads"] = origins["threads"]
     found["context_length"] = context.at_target(target, "context_length") if target.context_length else "the model"
-    for key in ("allow_unsupported", "allow_not_measured"):
+    for key in ("allow_unsupported", "allow_not_measured", "keep"):
         found[key] = context.where((*cell.loc, key), key=True) if key in cell.spec.model_fields_set else DEFAULT
     return MappingProxyType(found)
 
@@ -303,6 +306,7 @@ def _expand_cell(context: _Context, cell: _Cell) -> Build:
         unsupported=_unsupported(target, cell.precision, scheme, context.formats),
         origins=_origins(context, cell, target),
         gate_origins=gate_origins,
+        keep=cell.spec.keep,
     )
 
 
@@ -391,7 +395,16 @@ def make_plan(
         UsageError: A file, a setting or a name is wrong; the message says where and what to write instead.
     """
     file = load_pipeline(pipeline)
-    above = (file.settings, environment_layer(environment), assignments_layer(assignments), flags_layer(flags))
-    targets = load_targets(resolve_settings(*above).values.targets)
-    settings = resolve_settings(file_layer(targets.document, targets.settings), *above)
+    given = (environment_layer(environment), assignments_layer(assignments), flags_layer(flags))
+    targets, settings = settle(file.settings, *given)
     return expand(file, targets, settings, formats=formats, only=only)
+
+
+def settle(*layers: Layer) -> tuple[TargetsFile, EffectiveSettings]:
+    """Read the targets file that the layers name, and put them over its settings.
+
+    Raises:
+        UsageError: The file cannot be read or does not fit the schema.
+    """
+    targets = load_targets(resolve_settings(*layers).values.targets)
+    return targets, resolve_settings(file_layer(targets.document, targets.settings), *layers)

@@ -7,7 +7,9 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from edgekiln.pipelines.forecast import Forecast, PredictedStep, Totals
 from edgekiln.pipelines.plan import Build, Plan
+from edgekiln.pipelines.predict import BuildPrediction
 
 PLAN_SCHEMA: Final = "edgekiln.plan/1"
 
@@ -62,6 +64,62 @@ class PlannedGate(_Value):
     )
 
 
+class PlannedMemory(_Value):
+    """What a model takes on its device, in bytes."""
+
+    total: int = Field(description="All of it.", examples=[674000000])
+    weights: int = Field(description="The weights as the runtime holds them.", examples=[547484160])
+    cache: int = Field(description="Keys and values at the context.", examples=[50331648])
+    overhead: int = Field(description="The runtime itself.", examples=[109073152])
+    context_length: int = Field(description="Tokens of context that the cache is for.", examples=[4096])
+
+
+class Prediction(_Value):
+    """What a build will be, from metadata alone."""
+
+    artifact_bytes: int = Field(description="All files of the artifact.", examples=[352225026])
+    memory: PlannedMemory = Field(description="On the device.", examples=[{"total": 674000000}])
+    fit: Literal["fits", "tight", "does not fit", "unknown"] = Field(
+        description="Whether that fits into the target's memory: tight from 85 % on, unknown where it has none.",
+        examples=["fits"],
+    )
+
+
+class PlannedStep(_Value):
+    """One step of a run."""
+
+    id: str = Field(description="Unique in the plan.", examples=["gguf-cpu-int4.export"])
+    kind: Literal["reference", "export", "publish", "validate", "latency"] = Field(
+        description="What it does.", examples=["export"]
+    )
+    needs: tuple[str, ...] = Field(
+        description="Ids of the steps whose results it reads.", examples=[["reference", "gguf-cpu-int4.publish"]]
+    )
+    memory_bytes: int | None = Field(
+        description="Peak memory of its processes; null where the checkpoint is not on this machine.",
+        examples=[316523684],
+    )
+    disk_bytes: int | None = Field(description="What it leaves on the disk; null likewise.", examples=[352225026])
+    cached: Literal["hit", "miss", "unknown"] = Field(
+        description="Whether the cache has its result; unknown where the checkpoint was never hashed.",
+        examples=["hit"],
+    )
+
+
+class PlannedTotals(_Value):
+    """What a whole run takes."""
+
+    peak_memory_bytes: int = Field(description="Memory of the hungriest step.", examples=[4843613939])
+    peak_disk_bytes: int = Field(
+        description="Disk for reference, fp16 baselines, every artifact, and published copies of those that are kept.",
+        examples=[30276893728],
+    )
+    kept_disk_bytes: int = Field(
+        description="The same without the artifacts that are not kept.", examples=[30276893728]
+    )
+    artifact_bytes: int = Field(description="The artifacts alone; equal ones count once.", examples=[6474373096])
+
+
 class PlannedBuild(_Value):
     """One cell of the matrix."""
 
@@ -100,12 +158,17 @@ class PlannedBuild(_Value):
         description="Why it cannot be built; null when it can.", examples=["gguf does not hold nf4; use iq4_nl"]
     )
     allow_unsupported: bool = Field(description="It does not fail the run when it cannot be built.", examples=[False])
+    keep: bool = Field(description="The artifact stays; else it is built and judged only.", examples=[True])
     allow_not_measured: tuple[str, ...] = Field(
         description="Metrics whose gates may stay unmeasured.", examples=[["peak_rss_bytes"]]
     )
     origins: dict[str, str] = Field(
         description="Where each of these came from, by key: file:line:column, a target, default, a variable or a flag.",
         examples=[{"threads": "target raspberry-pi-5 (targets.yaml:196:5)"}],
+    )
+    prediction: Prediction | None = Field(
+        description="What it will be; null where it cannot be built, or the checkpoint is not on this machine.",
+        examples=[{"artifact_bytes": 352225026, "fit": "fits"}],
     )
 
 
@@ -125,9 +188,57 @@ class PlanDocument(_Value):
     builds: tuple[PlannedBuild, ...] = Field(
         description="In the order of the pipeline.", examples=[[{"id": "onnx-cpu-int4"}]]
     )
+    steps: tuple[PlannedStep, ...] = Field(
+        description="What a run does, in an order in which it can be done; equal artifacts are exported once.",
+        examples=[[{"id": "gguf-cpu-int4.export", "kind": "export", "needs": []}]],
+    )
+    totals: PlannedTotals | None = Field(
+        description="What a run takes; null where the checkpoint is not on this machine.",
+        examples=[{"peak_memory_bytes": 4843613939}],
+    )
 
 
-def _planned(build: Build, reason: str | None) -> PlannedBuild:
+def planned_prediction(found: BuildPrediction | None) -> Prediction | None:
+    """Return a prediction as it is published."""
+    if found is None:
+        return None
+    memory = found.memory
+    return Prediction(
+        artifact_bytes=found.artifact_bytes,
+        memory=PlannedMemory(
+            total=memory.total,
+            weights=memory.weights,
+            cache=memory.cache,
+            overhead=memory.overhead,
+            context_length=memory.context,
+        ),
+        fit=found.fit,
+    )
+
+
+def _step(step: PredictedStep) -> PlannedStep:
+    return PlannedStep(
+        id=step.id,
+        kind=step.kind,
+        needs=step.needs,
+        memory_bytes=step.memory_bytes,
+        disk_bytes=step.disk_bytes,
+        cached=step.cached,
+    )
+
+
+def _totals(totals: Totals | None) -> PlannedTotals | None:
+    if totals is None:
+        return None
+    return PlannedTotals(
+        peak_memory_bytes=totals.peak_memory_bytes,
+        peak_disk_bytes=totals.peak_disk_bytes,
+        kept_disk_bytes=totals.kept_disk_bytes,
+        artifact_bytes=totals.artifact_bytes,
+    )
+
+
+def _planned(build: Build, reason: str | None, found: BuildPrediction | None) -> PlannedBuild:
     target, scheme = build.target, build.scheme
     return PlannedBuild(
         id=build.id,
@@ -155,12 +266,14 @@ def _planned(build: Build, reason: str | None) -> PlannedBuild:
         ),
         unsupported=reason,
         allow_unsupported=build.allow_unsupported,
+        keep=build.keep,
         allow_not_measured=tuple(sorted(build.allow_not_measured)),
         origins=dict(build.origins),
+        prediction=planned_prediction(found),
     )
 
 
-def plan_document(plan: Plan, reasons: Mapping[str, str]) -> PlanDocument:
+def plan_document(plan: Plan, forecast: Forecast, reasons: Mapping[str, str]) -> PlanDocument:
     """Return a plan as it is published; `reasons` says by build id why a build cannot be made."""
     settings = plan.settings
     return PlanDocument(
@@ -170,5 +283,7 @@ def plan_document(plan: Plan, reasons: Mapping[str, str]) -> PlanDocument:
             key: PlannedSetting(value=value, origin=settings.origins[key])
             for key, value in settings.values.model_dump(mode="json").items()
         },
-        builds=tuple(_planned(build, reasons.get(build.id)) for build in plan.builds),
+        builds=tuple(_planned(b, reasons.get(b.id), forecast.builds.get(b.id)) for b in plan.builds),
+        steps=tuple(map(_step, forecast.steps)),
+        totals=_totals(forecast.totals),
     )

@@ -1,63 +1,109 @@
-"""Running a plan: reference, exports, validation, latency, verdicts, report.
+"""Running a plan: the steps of every build, made where they are missing, then verdicts and the report.
 
-Every piece of work is a step in a store, but latency, which is measured anew and alone. A build that fails does not
-stop the others; what happened to each is in the report, and the gravest of it is the exit code.
+A build that fails does not stop the others; what happened to each is in the report, and the gravest of it is the exit
+code.
 """
 
 from __future__ import annotations
 
 import platform
-import time
-import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from edgekiln.artifact import write_atomically
 from edgekiln.checkpoint import Checkpoint, open_checkpoint
 from edgekiln.console import Console
-from edgekiln.device import Device
-from edgekiln.errors import BugError, EdgekilnError, ExitCode, MachineError, worst
+from edgekiln.engine import scheduler
+from edgekiln.engine.step import Step
+from edgekiln.errors import EdgekilnError, ExitCode, MachineError, worst
 from edgekiln.files import require_utf8
 from edgekiln.host import hardware_names, logical_cores, tool_versions
 from edgekiln.pipelines.cells import Cell, check_runtime, prepare
+from edgekiln.pipelines.engine_room import EngineRoom, RunOptions, engine_room
 from edgekiln.pipelines.export import check_outside
-from edgekiln.pipelines.measure import Subject, Timing
+from edgekiln.pipelines.graph import LATENCY_JSON, TIMED_JSON, TIMINGS, Graph, read_metrics
+from edgekiln.pipelines.identify import identify
+from edgekiln.pipelines.measure import Timing
 from edgekiln.pipelines.plan import Build, Plan
-from edgekiln.pipelines.session import (
-    BASELINE_FORMAT,
-    Outcome,
-    Session,
-    describe_checkpoint,
-    describe_host,
-    describe_protocol,
-)
+from edgekiln.pipelines.protocol import Outcome, describe_checkpoint, describe_host, describe_protocol
 from edgekiln.pipelines.settings import Settings
 from edgekiln.pipelines.verdict import UNTIMED, Findings, Timings, elsewhere, judged, stand_in_report
-from edgekiln.pipelines.workspace import workspace
-from edgekiln.redact import redact
-from edgekiln.steps import LocalStore
-from edgekiln.validators import RUNTIME_NAMES
+from edgekiln.pipelines.workspace import point_to, workspace
+from edgekiln.validators.gates import TOO_NOISY
 from edgekiln.validators.health import health_report
-from edgekiln.validators.kinds import identify
 from edgekiln.validators.markdown import render_markdown
-from edgekiln.validators.report import (
-    BuildReport,
-    CorpusReport,
-    Report,
-    TargetsReport,
-)
-from edgekiln.validators.validate import Reference
+from edgekiln.validators.report import BuildReport, CorpusReport, Report, TargetsReport
+from edgekiln.validators.validate import Reference, open_reference
 
 REPORT: Final = "report.json"
 REPORT_MARKDOWN: Final = "report.md"
+LOGS: Final = "logs"
 
 
-def run_plan(plan: Plan, console: Console) -> Outcome:
+@dataclass(frozen=True)
+class ArtifactSteps:
+    """What is done with an artifact.
+
+    Attributes:
+        validate: Finds out all but its speed.
+        latency: Times it.
+        reference_latency: Times the reference with as many threads.
+        baseline: Makes the fp16 artifact that it is compared with, or why there is none.
+    """
+
+    validate: Step
+    latency: Step
+    reference_latency: Step
+    baseline: Step | EdgekilnError
+
+
+@dataclass(frozen=True)
+class BuildSteps(ArtifactSteps):
+    """The steps of one build.
+
+    Attributes:
+        export: Makes the artifact, perhaps for several builds.
+        publish: Brings it to where this build's lies.
+    """
+
+    export: Step
+    publish: Step
+
+
+#: How steps ended.
+Outcomes: TypeAlias = Mapping[Step, scheduler.Outcome]
+
+
+def read_timings(steps: ArtifactSteps, outcomes: Outcomes) -> Timings:
+    """Return the speeds of an artifact and of what it is compared with, or why they are missing."""
+    timed, of_reference = outcomes.get(steps.latency), outcomes.get(steps.reference_latency)
+    if timed is None or timed.path is None:
+        return Timings(None if timed is None else timed.error, None, None)
+    reference: Timing | None = None
+    if of_reference is not None:
+        reference = of_reference.error
+        if of_reference.path is not None:
+            reference = LATENCY_JSON.validate_json((of_reference.path / TIMINGS).read_bytes())
+    found = TIMED_JSON.validate_json((timed.path / TIMINGS).read_bytes())
+    return Timings(found.artifact, reference, found.fp16_artifact or _why_no_baseline(steps, outcomes))
+
+
+def _why_no_baseline(steps: ArtifactSteps, outcomes: Outcomes) -> EdgekilnError | None:
+    if not isinstance(steps.baseline, Step):
+        return steps.baseline
+    outcome = outcomes.get(steps.baseline)
+    return None if outcome is None else outcome.error
+
+
+def run_plan(plan: Plan, console: Console, options: RunOptions = RunOptions()) -> Outcome:  # noqa: B008 - frozen
     """Make, run and judge every build of a plan, and write the report.
 
     Raises:
         UsageError: The checkpoint or a scheme is impossible; nothing was written.
         MachineError: The output folder cannot be used.
+        KeyboardInterrupt: The user interrupted; the report says what was done until then.
     """
     settings = plan.settings.values
     checkpoint = open_checkpoint(settings.checkpoint, offline=settings.offline, listener=console)
@@ -66,24 +112,20 @@ def run_plan(plan: Plan, console: Console) -> Outcome:
     cells = prepare(plan, checkpoint)
     for cell in cells:
         _refuse_runtime(cell)
-    with workspace(settings.out) as scratch:
-        logs = settings.out / "logs"
+    logs = settings.out / LOGS
+    with (
+        workspace(settings.out) as scratch,
+        engine_room(settings, options, scratch, lambda step: logs / f"{step.name}.log", console) as room,
+    ):
         # What an earlier run said must not be taken for this one's, should this one end early.
-        for stale in (settings.out / REPORT, settings.out / REPORT_MARKDOWN, *logs.glob("*.log")):
+        for stale in (settings.out / REPORT, settings.out / REPORT_MARKDOWN):
             stale.unlink(missing_ok=True)
-        session = Session(checkpoint, settings, LocalStore(scratch), logs, console)
-        living = [cell for cell in cells if cell.alive]
-        groups = {_group(cell) for cell in living}
-        console.expect(2 * len(living) + (1 + settings.repeats if living else 0) + len(groups) * (1 + settings.repeats))
-        reference = _run_reference(session, living)
-        for cell in living:
-            _make(cell, session, reference)
-        timings = _time_all(living, session, reference)
-        builds = tuple(_report(cell, timings.get(cell.build.id, UNTIMED), settings) for cell in cells)
-        report = _assemble(plan, checkpoint, reference, session, builds)
-        write_atomically(settings.out / REPORT, report.to_json())
-        write_atomically(settings.out / REPORT_MARKDOWN, render_markdown(report))
-    return Outcome(report, worst(_exit_code(cell, build) for cell, build in zip(cells, builds, strict=True)))
+        run = _Run(plan, cells, checkpoint, room, scratch)
+        try:
+            run.make()
+        finally:
+            outcome = run.report()
+    return outcome
 
 
 def _refuse_runtime(cell: Cell) -> None:
@@ -95,105 +137,171 @@ def _refuse_runtime(cell: Cell) -> None:
         cell.error = error
 
 
-def _run_reference(session: Session, living: list[Cell]) -> Reference | None:
-    """Run the reference if any build needs it; if it fails, no build can be judged."""
-    if not living:
-        return None
-    try:
-        return session.reference()
-    except EdgekilnError as error:
-        for cell in living:
-            cell.error = error
-        return None
-
-
-def _make(cell: Cell, session: Session, reference: Reference | None) -> None:
-    """Export, publish and validate one build; what goes wrong is the build's own."""
-    build = cell.build
-    if cell.plan is None or reference is None:
-        return
-    try:
-        begin = time.monotonic()
-        with session.console.step(build.id, f"exporting {cell.plan.container_type}"):
-            cell.artifact, cell.manifest = session.export(cell.plan, build.requested, publish_as=build.id)
-        cell.export_seconds = time.monotonic() - begin
-        with session.console.step(build.id, f"structure and parity in {RUNTIME_NAMES[build.format]}"):
-            cell.metrics = session.validate(build.id, cell.artifact, reference, _threads(build))
-    except Exception as error:  # noqa: BLE001 - whatever it is, it costs one build, not the report of the others
-        cell.error = _as_error(error, session.log(build.id))
-        session.console.say(f"{build.id}: {cell.error}")
-
-
-def _as_error(error: Exception, log: Path) -> EdgekilnError:
-    """Return what stopped a build as an error of ours: a fault of the machine, or a mistake of Edgekiln's."""
-    if isinstance(error, EdgekilnError):
-        return error
-    return MachineError(str(error)) if isinstance(error, OSError) else _bug(error, log)
-
-
-def _bug(error: Exception, log: Path) -> BugError:
-    """Return what to say of an exception that nobody should have let pass; the traceback goes to the build's log."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(redact("".join(traceback.format_exception(error))))
-    return BugError(redact(f"a bug in Edgekiln: {type(error).__name__}: {error}; please file it with {log}"))
-
-
-#: What is timed in turn: it shares a container, its threads and the device that it was made for.
-_Group: TypeAlias = tuple[str, int, Device]
-
-
-def _threads(build: Build) -> int:
+def threads_here(build: Build) -> int:
     """Return the target's threads, or as many as this machine has: more would only wait for each other."""
     return min(build.threads, logical_cores())
 
 
-def _group(cell: Cell) -> _Group:
-    build = cell.build
-    return BASELINE_FORMAT[build.format], _threads(build), build.device
+def make_steps(cells: Sequence[Cell], graph: Graph, out: Path, scratch: Path) -> dict[str, BuildSteps]:
+    """Return the steps of every build that can be made, by its id.
+
+    Args:
+        cells: The builds.
+        graph: Makes the steps.
+        out: Where artifacts that are kept go.
+        scratch: Where the others go until the run ends.
+    """
+    found: dict[str, BuildSteps] = {}
+    for cell in cells:
+        if cell.plan is None or not cell.alive:
+            continue
+        build, threads = cell.build, threads_here(cell.build)
+        export = graph.export(build.id, cell.plan, build.requested)
+        publish = graph.publish(build.id, export, out if build.keep else scratch / "unkept")
+        validate = graph.validate(build.id, build.format, publish, threads)
+        baseline = graph.baseline(build.id, build.format, build.device)
+        found[build.id] = BuildSteps(
+            export=export,
+            publish=publish,
+            validate=validate,
+            latency=graph.latency(build.id, build.format, publish, validate, baseline, build.device, threads),
+            reference_latency=graph.reference_latency(threads),
+            baseline=baseline,
+        )
+    return found
 
 
-def _time_all(living: list[Cell], session: Session, reference: Reference | None) -> dict[str, Timings]:
-    """Time everything that ran, grouped so that what is compared alternates."""
-    ready = [cell for cell in living if cell.alive and cell.metrics is not None and cell.metrics.parity is not None]
-    if reference is None:
-        return {}
-    groups: dict[_Group, list[Cell]] = {}
-    for cell in ready:
-        groups.setdefault(_group(cell), []).append(cell)
-    of_reference: dict[int, Timing] = {}
-    timings: dict[str, Timings] = {}
-    for group, cells in groups.items():
-        threads = group[1]
+def goals_of(cells: Sequence[Cell], steps: Mapping[str, BuildSteps]) -> list[Step]:
+    """Return what a run is to have made at its end."""
+    goals: list[Step] = []
+    for cell in cells:
+        if (found := steps.get(cell.build.id)) is not None:
+            goals += [found.publish] if cell.build.keep else []
+            goals += [found.validate, found.latency, found.reference_latency]
+    return list(dict.fromkeys(goals))
+
+
+class _Run:
+    """One run of a plan: makes its steps, then says what came of them."""
+
+    def __init__(self, plan: Plan, cells: list[Cell], checkpoint: Checkpoint, room: EngineRoom, scratch: Path) -> None:
+        self._plan, self._cells, self._room, self._scratch = plan, cells, room, scratch
+        self._settings = plan.settings.values
+        self._checkpoint = checkpoint
+        self._graph: Graph | None = None
+        self._steps: dict[str, BuildSteps] = {}
+        self._outcomes: Outcomes = {}
+
+    def make(self) -> None:
+        """Make every step that is missing."""
+        if not any(cell.alive for cell in self._cells):
+            return
+        identified = identify(self._checkpoint, self._room.memory)
+        self._checkpoint = identified.checkpoint
+        self._graph = Graph(identified, self._settings, self._room.memory)
+        self._steps = make_steps(self._cells, self._graph, self._settings.out, self._scratch)
         try:
-            if threads not in of_reference:
-                of_reference[threads] = session.time_reference(reference, threads)
-            found, fp16 = _time_group(group, cells, session, reference)
-            timings |= {c.build.id: Timings(found[c.build.id], of_reference[threads], fp16) for c in cells}
-        except Exception as error:  # noqa: BLE001 - as above: what was exported and compared is reported all the same
-            failed = _as_error(error, session.log("latency"))
-            timings |= {cell.build.id: Timings(failed, None, None) for cell in cells}
-    return timings
+            self._room.engine.run(goals_of(self._cells, self._steps))
+        finally:
+            self._outcomes = self._room.engine.outcomes()
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Point `latest` to what was built, and let go of artifacts that need not stay."""
+        kept = {
+            self._steps[cell.build.id].export
+            for cell in self._cells
+            if cell.build.id in self._steps and cell.build.keep
+        }
+        for cell in self._cells:
+            if (steps := self._steps.get(cell.build.id)) is None:
+                continue
+            path = self._path(steps.publish)
+            if cell.build.keep and path is not None:
+                point_to(path)
+            outcome = self._outcomes.get(steps.export)
+            if steps.export not in kept and outcome is not None and outcome.record is not None:
+                self._room.store.drop_files(outcome.record.key)
+
+    def _path(self, step: Step) -> Path | None:
+        outcome = self._outcomes.get(step)
+        return None if outcome is None else outcome.path
+
+    def report(self) -> Outcome:
+        """Judge every build, write the report, and return it with the exit code."""
+        reference = self._reference()
+        builds = tuple(self._judge(cell) for cell in self._cells)
+        report = self._assemble(reference, builds)
+        write_atomically(self._settings.out / REPORT, report.to_json())
+        write_atomically(self._settings.out / REPORT_MARKDOWN, render_markdown(report))
+        codes = (_exit_code(cell, build) for cell, build in zip(self._cells, builds, strict=True))
+        return Outcome(report, worst(codes))
+
+    def _reference(self) -> Reference | None:
+        """Return the reference, if anything needed it or it was made before."""
+        if self._graph is None:
+            return None
+        step = self._graph.reference
+        path = self._path(step)
+        if path is None and (record := self._room.engine.record(step)) is not None:
+            path = self._room.store.open(record)
+        return None if path is None else open_reference(path, self._checkpoint)
+
+    def _judge(self, cell: Cell) -> BuildReport:
+        """Take what the steps of a build found, judge it, and describe it."""
+        timings = UNTIMED
+        steps = self._steps.get(cell.build.id)
+        if steps is not None:
+            self._collect(cell, steps)
+            timings = read_timings(steps, self._outcomes)
+        report = _report(cell, timings, self._settings, self._cached(steps))
+        if steps is not None and any(gate.reason and gate.reason.startswith(TOO_NOISY) for gate in report.gates):
+            self._forget(steps.latency)
+        return report
+
+    def _forget(self, step: Step) -> None:
+        """Measure anew next time: noise has left a gate open."""
+        outcome = self._outcomes.get(step)
+        if outcome is not None and outcome.record is not None:
+            self._room.store.remove(outcome.record.key)
+
+    def _collect(self, cell: Cell, steps: BuildSteps) -> None:
+        for step in (steps.export, steps.publish, steps.validate):
+            outcome = self._outcomes.get(step)
+            if cell.error is None and outcome is not None:
+                cell.error = outcome.error
+        export, validate = self._outcomes.get(steps.export), self._outcomes.get(steps.validate)
+        cell.export_seconds = None if export is None else export.seconds
+        cell.artifact = self._path(steps.publish) if cell.build.keep else None
+        if validate is not None and validate.path is not None:
+            cell.metrics = read_metrics(validate.path)
+        elif cell.error is None:
+            cell.error = MachineError("the run ended before it was judged")
+
+    def _cached(self, steps: BuildSteps | None) -> tuple[str, ...]:
+        """Return the kinds of steps whose results were there before this run."""
+        if steps is None:
+            return ()
+        each = (steps.export, steps.validate, steps.latency)
+        found = {step.kind: self._outcomes.get(step) for step in each}
+        return tuple(kind for kind, outcome in found.items() if outcome is not None and outcome.ending == "hit")
+
+    def _assemble(self, reference: Reference | None, builds: tuple[BuildReport, ...]) -> Report:
+        plan = self._plan
+        threads = {threads_here(build) for build in plan.builds}
+        return Report(
+            checkpoint=describe_checkpoint(self._checkpoint, reference),
+            tools=tool_versions(),
+            host=describe_host(),
+            targets=TargetsReport(name=plan.targets.name, sha256=plan.targets.document.sha256),
+            pipeline=plan.pipeline.spec.name,
+            corpus=CorpusReport(**reference.corpus) if reference else None,
+            protocol=describe_protocol(self._settings, reference, threads) if reference else None,
+            builds=builds,
+        )
 
 
-def _time_group(
-    group: _Group, cells: list[Cell], session: Session, reference: Reference
-) -> tuple[dict[str, Timing], Timing | None]:
-    """Return the timing of each build of a group by its id, and that of their fp16 baseline."""
-    container, threads, device = group
-    baseline = session.baseline(container, device)
-    subjects = {
-        cell.build.id: Subject(cell.build.format, identify(cell.artifact).path, session.log(cell.build.id))
-        for cell in cells
-        if cell.artifact is not None
-    }
-    if isinstance(baseline, Subject):
-        subjects["fp16"] = baseline
-    found = session.time(container, subjects, reference, threads)
-    return found, found.get("fp16", baseline if isinstance(baseline, EdgekilnError) else None)
-
-
-def _report(cell: Cell, timings: Timings, settings: Settings) -> BuildReport:
+def _report(cell: Cell, timings: Timings, settings: Settings, cached: tuple[str, ...]) -> BuildReport:
     """Judge one build and describe it."""
     build = cell.build
     base = BuildReport(
@@ -209,7 +317,8 @@ def _report(cell: Cell, timings: Timings, settings: Settings) -> BuildReport:
         export_seconds=cell.export_seconds,
         notes=_notes(cell),
         stand_in=stand_in_report(build.target),
-        log=f"logs/{build.id}.log" if (settings.out / "logs" / f"{build.id}.log").exists() else None,
+        log=_log(build, settings),
+        cached=cached,
     )
     if cell.metrics is None:
         return base.model_copy(update={"health": health_report(base)})
@@ -219,13 +328,22 @@ def _report(cell: Cell, timings: Timings, settings: Settings) -> BuildReport:
         metrics=cell.metrics,
         timings=timings,
         gates=build.gates,
-        threads=_threads(build),
+        threads=threads_here(build),
         max_spread=settings.max_spread,
         allow_not_measured=build.allow_not_measured,
         error=cell.error,
         elsewhere=elsewhere(build.target, platform.machine(), hardware_names()),
     )
     return judged(base, findings)
+
+
+def _log(build: Build, settings: Settings) -> str | None:
+    """Return the log of a build's last step that wrote one."""
+    for kind in ("latency", "validate", "export"):
+        path = settings.out / LOGS / f"{build.id}.{kind}.log"
+        if path.exists() and path.stat().st_size:
+            return path.relative_to(settings.out).as_posix()
+    return None
 
 
 def _notes(cell: Cell) -> tuple[str, ...]:
@@ -240,25 +358,9 @@ def _notes(cell: Cell) -> tuple[str, ...]:
         f"{names[0]}: {reason}" if len(names) == 1 else f"{len(names)} tensors, first {names[0]}: {reason}"
         for reason, names in by_reason.items()
     ]
-    if (threads := _threads(cell.build)) < cell.build.threads:
+    if (threads := threads_here(cell.build)) < cell.build.threads:
         notes.append(f"run with {threads} threads instead of {cell.build.threads}: this machine has no more")
     return tuple(notes)
-
-
-def _assemble(
-    plan: Plan, checkpoint: Checkpoint, reference: Reference | None, session: Session, builds: tuple[BuildReport, ...]
-) -> Report:
-    threads = {_threads(build) for build in plan.builds}
-    return Report(
-        checkpoint=describe_checkpoint(checkpoint, reference),
-        tools=tool_versions(),
-        host=describe_host(),
-        targets=TargetsReport(name=plan.targets.name, sha256=plan.targets.document.sha256),
-        pipeline=plan.pipeline.spec.name,
-        corpus=CorpusReport(**reference.corpus) if reference else None,
-        protocol=describe_protocol(session, reference, threads) if reference else None,
-        builds=builds,
-    )
 
 
 def _exit_code(cell: Cell, build: BuildReport) -> ExitCode:

@@ -67,6 +67,11 @@ class BuildSpec(Strict):
         description="A build that the target or container cannot hold is reported and does not fail the run.",
         examples=[True],
     )
+    keep: bool = Field(
+        default=True,
+        description="false for an artifact that is built and judged, but not kept.",
+        examples=[False],
+    )
     allow_not_measured: tuple[MetricName, ...] = Field(
         default=(),
         description="Metrics whose gates may stay unmeasured without failing the build.",

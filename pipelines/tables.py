@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from edgekiln.errors import UsageError, nearest
+from edgekiln.pipelines.forecast import Forecast
 from edgekiln.pipelines.plan import OPTIONS, Build, Plan
+from edgekiln.pipelines.plan_table import options_text, runtime_text
 from edgekiln.pipelines.targets import Meaning, Target, TargetsFile
 from edgekiln.scheme import Scheme
 from edgekiln.table import table, table_width
@@ -83,61 +85,11 @@ def report_text(report: Report) -> str:
     return "\n".join([*lines, _tally(report)])
 
 
-def _options(scheme: Scheme) -> str:
-    options = (
-        f"group {scheme.group_size}" if scheme.group_size else "",
-        "" if scheme.symmetric else "asymmetric",
-        f"embeddings {scheme.embedding_precision}" if scheme.embedding_precision else "",
-        f"head {scheme.head_precision}" if scheme.head_precision else "",
-        f"embedding group {scheme.embedding_group_size}" if scheme.embedding_group_size else "",
-    )
-    return ", ".join(filter(None, options)) or "–"
-
-
-def _plan_row(build: Build, reason: str | None) -> list[object]:
-    return [
-        build.id,
-        build.format,
-        _runtime(build.target),
-        build.precision,
-        _options(build.scheme),
-        build.threads,
-        "no" if reason else "yes",
-    ]
-
-
-def plan_text(plan: Plan, reasons: Mapping[str, str], note: str | None) -> str:
-    """Return the matrix, and why a cell cannot be built.
-
-    Args:
-        plan: The expanded pipeline.
-        reasons: By build id, why it cannot be built.
-        note: What was not looked at, and why; None when everything was.
-    """
-    columns = (
-        ("build", False),
-        ("format", False),
-        ("runtime", False),
-        ("precision", False),
-        ("options", False),
-        ("threads", True),
-        ("can be built", False),
-    )
-    settings = plan.settings
-    lines = [table(columns, (_plan_row(build, reasons.get(build.id)) for build in plan.builds))]
-    lines += [f"{name}: {reason}" for name, reason in reasons.items()]
-    lines += [note] if note else []
-    lines.append(f"Checkpoint: {settings.values.checkpoint} ({settings.origins['checkpoint']})")
-    lines.append(f"Targets: {plan.targets.name}")
-    lines.append(f"Output: {settings.values.out} ({settings.origins['out']})")
-    return "\n".join(lines)
-
-
-def plan_json(plan: Plan, reasons: Mapping[str, str]) -> str:
+def plan_json(plan: Plan, forecast: Forecast, reasons: Mapping[str, str]) -> str:
     """Return the plan as JSON; `reasons` says why a build cannot be made."""
     from edgekiln.pipelines.plan_document import plan_document  # not needed by the table, which should come at once
 
-    return plan_document(plan, reasons).model_dump_json(indent=2, by_alias=True)
+    return plan_document(plan, forecast, reasons).model_dump_json(indent=2, by_alias=True)
 
 
 def _shown(value: object) -> str:
@@ -169,6 +121,7 @@ def _properties(build: Build, plan: Plan) -> Iterator[tuple[str, str, str]]:
         "head_precision": scheme.head_precision,
         "embedding_group_size": scheme.embedding_group_size,
         "allow_unsupported": build.allow_unsupported,
+        "keep": build.keep,
         "allow_not_measured": sorted(build.allow_not_measured),
     }
     for name, value in values.items():
@@ -208,12 +161,6 @@ def build_text(plan: Plan, name: str, reasons: Mapping[str, str]) -> str:
 _WIDE = 100
 
 
-def _runtime(target: Target, separator: str = ", ") -> str:
-    """Return runtime and execution provider, where that is not the CPU."""
-    provider = target.execution_provider
-    return target.runtime.name if provider == "cpu" else f"{target.runtime.name}{separator}{provider}"
-
-
 def targets_text(catalogue: TargetsFile) -> str:
     """Return one row per device profile, as many columns as there is room for."""
     wide = table_width() >= _WIDE
@@ -221,7 +168,7 @@ def targets_text(catalogue: TargetsFile) -> str:
     rows = [
         [
             target.name,
-            _runtime(target, ", " if wide else ",\n"),
+            runtime_text(target, ", " if wide else ",\n"),
             *([format_size(target.memory) if target.memory else "–"] if wide else []),
             f"{target.description}{' (unsupported)' if target.unsupported else ''}",
         ]
@@ -282,7 +229,7 @@ def _meaning(meaning: Meaning, name: str) -> str:
         return f"unsupported: {meaning.unsupported}"
     given = {key: value for key in OPTIONS if (value := getattr(meaning, key)) is not None}
     scheme = replace(Scheme(meaning.container or name), **given)
-    options = _options(scheme)
+    options = options_text(scheme)
     return scheme.precision if options == "–" else f"{scheme.precision}, {options}"
 
 

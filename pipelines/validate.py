@@ -1,4 +1,8 @@
-"""Judging one artifact of any origin, with the same steps and the same report as a build."""
+"""Judging one artifact of any origin, with the same steps and the same report as a build.
+
+What the reference and the baseline give comes from the cache where it is there; the artifact itself is measured anew,
+since that is what was asked for.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +12,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from edgekiln.checkpoint import open_checkpoint
 from edgekiln.console import Console
-from edgekiln.errors import EdgekilnError, ExitCode
+from edgekiln.device import ANY_CPU
+from edgekiln.engine import scheduler
+from edgekiln.engine.hash_memory import HashMemory
+from edgekiln.engine.record import content_digest
+from edgekiln.errors import EdgekilnError, ExitCode, StepError
 from edgekiln.files import require_utf8
-from edgekiln.host import tool_versions
-from edgekiln.pipelines.measure import Subject
-from edgekiln.pipelines.session import (
-    BASELINE_FORMAT,
-    Outcome,
-    Session,
-    describe_checkpoint,
-    describe_host,
-    describe_protocol,
-)
+from edgekiln.host import physical_cores, tool_versions
+from edgekiln.pipelines.engine_room import EngineRoom, RunOptions, engine_room
+from edgekiln.pipelines.graph import Given, Graph, read_metrics
+from edgekiln.pipelines.identify import identify as identify_checkpoint
+from edgekiln.pipelines.protocol import Outcome, describe_checkpoint, describe_host, describe_protocol
+from edgekiln.pipelines.run import ArtifactSteps, read_timings
 from edgekiln.pipelines.settings import Settings
-from edgekiln.pipelines.verdict import UNTIMED, Findings, Timings, judged
-from edgekiln.steps import LocalStore
-from edgekiln.validators import RUNTIME_NAMES
+from edgekiln.pipelines.verdict import Findings, judged
 from edgekiln.validators.gates import TIMED, Gate, combine, default_gates
 from edgekiln.validators.kinds import ArtifactKind, identify
 from edgekiln.validators.report import BuildReport, CorpusReport, Report
 from edgekiln.validators.storage import main_type
-from edgekiln.validators.validate import ArtifactMetrics, Reference
+from edgekiln.validators.validate import open_reference
+
+#: What its steps are called.
+_NAME: Final = "artifact"
 
 
 def run_validation(artifact: Path, settings: Settings, limits: tuple[Gate, ...], console: Console) -> Outcome:
@@ -51,20 +57,29 @@ def run_validation(artifact: Path, settings: Settings, limits: tuple[Gate, ...],
     checkpoint = open_checkpoint(settings.checkpoint, offline=settings.offline, listener=console)
     require_utf8(checkpoint.directory, "rename a folder of it")
     require_utf8(artifact, "rename it")
-    with tempfile.TemporaryDirectory(prefix="edgekiln-") as scratch, _logs() as logs:
-        session = Session(checkpoint, settings, LocalStore(Path(scratch)), logs, console)
-        console.expect(4 + 2 * settings.repeats)
-        reference = session.reference()
-        with console.step(artifact.name, f"structure and parity in {RUNTIME_NAMES[kind.format]}"):
-            metrics = session.validate("artifact", artifact, reference, session.threads)
-        timings = _time(kind, session, reference, metrics)
-        build = _judge(artifact, kind, limits, Findings(metrics, timings, (), session.threads, settings.max_spread))
+    threads = settings.threads or physical_cores()
+    with (
+        tempfile.TemporaryDirectory(prefix="edgekiln-") as scratch,
+        _logs() as logs,
+        engine_room(
+            settings, RunOptions(from_kind="validate"), Path(scratch), lambda step: logs / f"{step.name}.log", console
+        ) as room,
+    ):
+        identified = identify_checkpoint(checkpoint, room.memory)
+        graph = Graph(identified, settings, room.memory)
+        steps = _steps(graph, artifact, kind, room, threads)
+        outcomes = room.engine.run([steps.validate, steps.latency, steps.reference_latency])
+        metrics = read_metrics(_require(outcomes.get(steps.validate)))
+        reference = open_reference(_require(outcomes.get(graph.reference)), identified.checkpoint)
+        timings = read_timings(steps, outcomes)
+        findings = Findings(metrics, timings, (), threads, settings.max_spread)
+        build = _judge(artifact, kind, limits, findings)
         report = Report(
-            checkpoint=describe_checkpoint(checkpoint, reference),
+            checkpoint=describe_checkpoint(identified.checkpoint, reference),
             tools=tool_versions(),
             host=describe_host(),
             corpus=CorpusReport(**reference.corpus),
-            protocol=describe_protocol(session, reference, {session.threads}),
+            protocol=describe_protocol(settings, reference, {threads}),
             builds=(build,),
         )
     if build.status == "error":
@@ -81,17 +96,36 @@ def _logs() -> Iterator[Path]:
     shutil.rmtree(logs, ignore_errors=True)
 
 
-def _time(kind: ArtifactKind, session: Session, reference: Reference, metrics: ArtifactMetrics) -> Timings:
-    """Time artifact and baselines, where the artifact ran at all."""
-    if metrics.parity is None:
-        return UNTIMED
-    of_reference = session.time_reference(reference, session.threads)
-    baseline = session.baseline(kind.format)
-    subjects = {"artifact": Subject(kind.format, kind.path, session.log("artifact"))}
-    if isinstance(baseline, Subject):
-        subjects["fp16"] = baseline
-    found = session.time(BASELINE_FORMAT[kind.format], subjects, reference, session.threads)
-    return Timings(found["artifact"], of_reference, found["fp16"] if isinstance(baseline, Subject) else baseline)
+def _steps(graph: Graph, artifact: Path, kind: ArtifactKind, room: EngineRoom, threads: int) -> ArtifactSteps:
+    """Return what is to be done with the artifact."""
+    given = Given(artifact, _digest(artifact, room.memory))
+    validate = graph.validate(_NAME, kind.format, given, threads)
+    baseline = graph.baseline(_NAME, kind.format)
+    return ArtifactSteps(
+        validate=validate,
+        latency=graph.latency(_NAME, kind.format, given, validate, baseline, ANY_CPU, threads),
+        reference_latency=graph.reference_latency(threads),
+        baseline=baseline,
+    )
+
+
+def _digest(artifact: Path, memory: HashMemory) -> str:
+    """Return the digest of an artifact's content."""
+    files = [artifact] if artifact.is_file() else sorted(path for path in artifact.rglob("*") if path.is_file())
+    digests = memory.digests(files)
+    names = (path.relative_to(artifact).as_posix() if path != artifact else path.name for path in files)
+    return content_digest(dict(zip(names, digests, strict=True)))
+
+
+def _require(outcome: scheduler.Outcome | None) -> Path:
+    """Return the files of a step.
+
+    Raises:
+        EdgekilnError: What stopped it.
+    """
+    if outcome is not None and outcome.path is not None:
+        return outcome.path
+    raise (outcome.error if outcome is not None and outcome.error is not None else StepError("it was not made"))
 
 
 def _judge(artifact: Path, kind: ArtifactKind, limits: tuple[Gate, ...], findings: Findings) -> BuildReport:

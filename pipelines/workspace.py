@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from edgekiln.artifact import CHECKSUMS, Manifest, list_files, staged, write_atomically, write_fault
+from edgekiln.artifact import staged, write_atomically, write_fault
+from edgekiln.engine.hash_memory import HashMemory
+from edgekiln.engine.record import Record
 from edgekiln.errors import MachineError, StepError, UsageError
 from edgekiln.files import require_utf8
 
@@ -62,42 +63,55 @@ def workspace(out: Path) -> Iterator[Path]:
         lock.release()
 
 
-def publish(artifact: Path, manifest: Manifest, out: Path, build_id: str, *, keep: bool) -> Path:
-    """Bring a finished artifact to `out/BUILD_ID/DIGEST`, named by its content, and point `latest` to it.
+def published(record: Record, out: Path, build_id: str, memory: HashMemory) -> Path | None:
+    """Return where an artifact lies in `out` already, every file as it was made; None where it is not."""
+    destination = _destination(record, out, build_id)
+    try:
+        intact = all(memory.digest(destination / file.path) == file.sha256 for file in record.files)
+        more = len(list(destination.iterdir())) - len({Path(file.path).parts[0] for file in record.files})
+    except OSError:
+        return None
+    return destination if intact and not more else None
 
-    It is moved or copied, not linked: ONNX's checker refuses data files with more than one hard link.
+
+def publish(files: Path, record: Record, out: Path, build_id: str, memory: HashMemory) -> Path:
+    """Bring a finished artifact to `out/BUILD_ID/DIGEST`, named by its content.
+
+    It is copied, not linked: what lies in `out` belongs to the user, and ONNX's checker refuses data files with more
+    than one hard link.
 
     Args:
-        artifact: The finished directory.
-        manifest: Its manifest.
+        files: Where the store has it.
+        record: Its files.
         out: The output folder.
         build_id: The build that it belongs to.
-        keep: Copy it, because it is another build's as well; False moves it.
+        memory: Learns the hashes of the copies.
 
     Raises:
         StepError: An artifact of that name is there already and is not what it was.
+        MachineError: The disk is full or cannot be written.
     """
-    listing = "".join(f"{entry.sha256}  {entry.path}\n" for entry in manifest.files)
-    destination = out / build_id / hashlib.sha256(listing.encode()).hexdigest()[:12]
+    destination = _destination(record, out, build_id)
     if destination.exists():
-        _check_unchanged(destination, manifest)
-    else:
-        with staged(destination) as directory:
-            for path in artifact.iterdir():
-                if keep:
-                    shutil.copyfile(path, directory / path.name)
-                else:
-                    path.rename(directory / path.name)
-    if not keep:
-        shutil.rmtree(artifact)
-    _point(destination.parent / LATEST, destination.name)
+        raise StepError(f"{destination} was changed after it was built; remove it and build again")
+    with staged(destination) as directory:
+        for file in record.files:
+            (directory / file.path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(files / file.path, directory / file.path)
+    for file in record.files:
+        memory.remember(destination / file.path, file.sha256)
     return destination
 
 
-def _check_unchanged(directory: Path, manifest: Manifest) -> None:
-    kept = {"manifest.json", CHECKSUMS}
-    if tuple(entry for entry in list_files(directory) if entry.path not in kept) != manifest.files:
-        raise StepError(f"{directory} was changed after it was built; remove it and build again")
+def _destination(record: Record, out: Path, build_id: str) -> Path:
+    return out / build_id / record.digest[:12]
+
+
+def point_to(artifact: Path) -> None:
+    """Let `latest` beside an artifact lead to it."""
+    link = artifact.with_name(LATEST)
+    if not (link.is_symlink() and str(link.readlink()) == artifact.name):
+        _point(link, artifact.name)
 
 
 def _point(link: Path, name: str) -> None:

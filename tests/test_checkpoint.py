@@ -55,6 +55,12 @@ def test_the_identity_is_that_of_the_bytes_not_of_the_place(tmp_path, directory)
     assert open_checkpoint(str(tmp_path / "elsewhere")).identity != same.identity
 
 
+def test_an_identity_that_is_known_is_not_taken_again(directory):
+    known = open_resolved(str(directory), directory, None, identity="1" * 64)
+    assert known.identity == "1" * 64
+    assert known == open_checkpoint(str(directory))
+
+
 def test_a_stored_copy_of_a_tied_head_is_the_embedding(directory):
     edit_json(directory / "config.json", tie_word_embeddings=True)
     assert "lm_head.weight" not in open_checkpoint(str(directory)).tensors

@@ -77,6 +77,8 @@ METRICS: Final[Mapping[str, Metric]] = MappingProxyType(
     }
 )
 
+#: How the reason of a gate begins that noise has left open.
+TOO_NOISY: Final = "too noisy"
 #: What a machine decides as much as the artifact does: latency measures these.
 TIMED: Final = (
     "load_seconds",
@@ -318,7 +320,7 @@ def judge(
     lower, upper = middle_half(shares)
     if relative_spread(shares) > evidence.max_spread and _holds(gate.op, lower, 1.0) != _holds(gate.op, upper, 1.0):
         reason = (
-            f"too noisy: the middle half of {len(shares)} rounds lies between {lower:.2f} and {upper:.2f} times what "
+            f"{TOO_NOISY}: the middle half of {len(shares)} rounds lies between {lower:.2f} and {upper:.2f} times what "
             f"the gate asks, and they scatter by more than {evidence.max_spread:.0%}; measure on a quiet machine"
         )
         return replace(result, outcome="not_measured", reason=reason)

@@ -317,7 +317,14 @@ class BuildReport(_Value):
         examples=[{"status": "healthy", "findings": []}],
     )
     log: str | None = Field(
-        default=None, description="Log of the runtimes, relative to the report.", examples=["logs/gguf-cpu-int4.log"]
+        default=None,
+        description="Log of the last step that wrote one, relative to the report.",
+        examples=["logs/gguf-cpu-int4.latency.log"],
+    )
+    cached: tuple[str, ...] = Field(
+        default=(),
+        description="Steps whose results an earlier run had made from the same inputs; they were not repeated.",
+        examples=[["export", "validate"]],
     )
 
 

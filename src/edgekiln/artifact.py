@@ -212,21 +212,26 @@ def check_destination(out: Path) -> None:
         raise UsageError(f"{out} exists already; artifacts are never overwritten: choose another --out or remove it")
 
 
-def write_fault(path: Path, error: OSError) -> MachineError:
-    """Return what to raise where `path` cannot be made or written."""
+def write_fault(path: Path, error: OSError, fix: str = "choose another --out") -> MachineError:
+    """Return what to raise where `path` cannot be made or written.
+
+    Args:
+        path: What was to be written.
+        error: What the system said.
+        fix: The end of the sentence: what to do beside freeing space.
+    """
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
-            return MachineError(f"cannot write {path}: the disk is full; free space or choose another --out")
+            return MachineError(f"cannot write {path}: the disk is full; free space or {fix}")
         case errno.EFBIG:
             return MachineError(
-                f"cannot write {path}: the file system or a limit of this process allows no file of that size; "
-                "choose another --out"
+                f"cannot write {path}: the file system or a limit of this process allows no file of that size; {fix}"
             )
         case errno.EEXIST | errno.ENOTDIR:
-            return MachineError(f"cannot write {path}: a part of it exists and is no directory; choose another --out")
+            return MachineError(f"cannot write {path}: a part of it exists and is no directory; {fix}")
         case errno.EBUSY:
             return MachineError(f"cannot replace {path}, which is a mount point; choose a new directory inside it")
-    return MachineError(f"cannot write {path}: {error.strerror or error}; choose another --out")
+    return MachineError(f"cannot write {path}: {error.strerror or error}; {fix}")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from edgekiln.artifact import sha256_file
 from edgekiln.errors import CheckpointError, UsageError, nearest
 from edgekiln.families import FAMILIES, HEAD, Family, expected_tensors
 from edgekiln.hub import fetch_snapshot, parse_hub_id
@@ -79,20 +80,22 @@ class Checkpoint:
 
     @cached_property
     def identity(self) -> str:
-        """sha256 over the names and sha256 of `files`: equal checkpoints are equal wherever they lie."""
+        """The identity of its files; see `identity_of`."""
         if self.known_identity is not None:
             return self.known_identity
-        digest = hashlib.sha256()
-        for path in self.files:
-            with path.open("rb") as file:
-                digest.update(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n".encode())
-        return digest.hexdigest()
+        return identity_of({path.name: sha256_file(path) for path in self.files})
 
     @cached_property
     def chat_template(self) -> str | None:
         """The chat template: chat_template.jinja, or the one in tokenizer_config.json; None if there is none."""
         found = find_template(self.directory)
         return None if found is None else found[1]
+
+
+def identity_of(files: Mapping[str, str]) -> str:
+    """Return one sha256 over names and sha256 of a checkpoint's files: equal ones are equal wherever they lie."""
+    listing = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(files.items()))
+    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def embedded_directory() -> Path:

@@ -105,15 +105,60 @@ def _make_plan(
 
 @cli.command()
 @_selection
-def build(as_json: bool, **selection: Any) -> int:
+@click.option("--only", "ids", multiple=True, metavar="ID", help="Make this build only; repeatable.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Steps side by side at most.  [default: half the processors, at least 2]",
+)
+@click.option("--memory", metavar="SIZE", help="Memory for all steps together.  [default: 80 % of the machine's]")
+@click.option(
+    "--from",
+    "from_kind",
+    metavar="reference|export|publish|validate|latency",
+    help="Make this kind of step and all later ones anew, whatever the cache has.",
+    shell_complete=completion.choices,
+)
+@click.option("--fail-fast", is_flag=True, help="End the run at the first step that fails.")
+@click.option("--dry-run", is_flag=True, help="Show which steps the cache has and which would be made; make none.")
+@click.option("--no-cache", is_flag=True, help="Neither read nor write the cache.")
+def build(
+    as_json: bool,
+    ids: tuple[str, ...],
+    jobs: int | None,
+    memory: str | None,
+    from_kind: str | None,
+    fail_fast: bool,
+    dry_run: bool,
+    no_cache: bool,
+    **selection: Any,
+) -> int:
     """Make, run and judge every artifact of PIPELINE (a file, or the name of a shipped one)."""
     from edgekiln.console import Console
+    from edgekiln.pipelines.dry_run import dry_run_text
+    from edgekiln.pipelines.engine_room import RunOptions
     from edgekiln.pipelines.run import REPORT, run_plan
+    from edgekiln.pipelines.selection import only_builds
     from edgekiln.pipelines.tables import report_text
+    from edgekiln.units import parse_size
 
-    plan = _make_plan(**selection)
+    options = RunOptions(
+        jobs=jobs,
+        memory_bytes=None if memory is None else parse_size(memory),
+        from_kind=from_kind,
+        fail_fast=fail_fast,
+        use_cache=not no_cache,
+    )
+    plan = only_builds(_make_plan(**selection), ids)
     with Console() as console:
-        outcome = run_plan(plan, console)
+        if dry_run:
+            text = dry_run_text(plan, console, options, as_json=as_json)
+        else:
+            outcome = run_plan(plan, console, options)
+    if dry_run:
+        _show(text)
+        return 0
     where = f"Report: {plan.settings.values.out / REPORT}"
     _show(outcome.report.to_json() if as_json else f"{report_text(outcome.report)}\n{where}")
     return int(outcome.exit_code)
@@ -121,20 +166,29 @@ def build(as_json: bool, **selection: Any) -> int:
 
 @cli.command()
 @_selection
+@click.option(
+    "--format",
+    "form",
+    metavar="table|json|github-matrix|gitlab-matrix",
+    help="What to print; a matrix has one CI job for each build.  [default: table]",
+    shell_complete=completion.choices,
+)
 @click.option("--explain", metavar="BUILD", help="Show every effective setting of one build and where it came from.")
-def plan(as_json: bool, explain: str | None, **selection: Any) -> None:
-    """Show the matrix of PIPELINE, and why a cell cannot be built; write nothing."""
-    from edgekiln.pipelines.cells import reasons_against
-    from edgekiln.pipelines.tables import build_text, plan_json, plan_text
+@click.option(
+    "--fit",
+    metavar="DEVICE",
+    help="Without a pipeline: which precisions of the checkpoint fit that target.",
+    shell_complete=completion.target_names,
+)
+@click.pass_context
+def plan(
+    context: click.Context, /, as_json: bool, form: str | None, explain: str | None, fit: str | None, **selection: Any
+) -> None:
+    """Show the matrix of PIPELINE, what each build will need, and why a cell cannot be built; write nothing."""
+    from edgekiln.pipelines.show_plan import PlanRequest, plan_output
 
-    made = _make_plan(**selection)
-    reasons, note = reasons_against(made)
-    if as_json:
-        _show(plan_json(made, reasons))
-    elif explain is not None:
-        _show(build_text(made, explain, reasons))
-    else:
-        _show(plan_text(made, reasons, note))
+    given = context.get_parameter_source("pipeline") == click.core.ParameterSource.COMMANDLINE
+    _show(plan_output(PlanRequest(form, as_json, explain, fit, given, selection), os.environ))
 
 
 @cli.command()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from edgekiln.errors import CheckpointError, EdgekilnError, MachineError, UsageError
+from edgekiln.memory import uncollected
 
 #: What the machine refuses, rather than what the file is.
 _MACHINE_FAULTS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
@@ -113,6 +114,7 @@ def parse_json(
     if sum(raw.count(mark) for mark in (b",", b":", b"[", b"{")) > max_values:
         raise ValueError(f"it has more than {max_values} values")
     try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=make_object)
+        with uncollected():
+            return json.loads(raw.decode("utf-8"), object_pairs_hook=make_object)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None

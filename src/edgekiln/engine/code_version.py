@@ -94,16 +94,21 @@ def modules_of(module: str) -> frozenset[str]:
 
 
 @functools.cache
-def code_version(*modules: str) -> str:
+def code_version(*modules: str, own: str | None = None) -> str:
     """Return the digest of some modules and all that they import, in hex.
+
+    Args:
+        modules: Their imports are followed.
+        own: A module that counts too, but not what it imports.
 
     Raises:
         ModuleNotFoundError: There is no such module.
     """
-    for module in modules:
+    more = (own,) if own is not None else ()
+    for module in (*modules, *more):
         if _source(module) is None:
             raise ModuleNotFoundError(f"no module {module}")
     digest = hashlib.sha256()
-    for name in sorted(frozenset().union(*map(modules_of, modules))):
+    for name in sorted(frozenset(more).union(*map(modules_of, modules))):
         digest.update(f"{_read(name)[0]}  {name}\n".encode())
     return digest.hexdigest()

@@ -1,13 +1,15 @@
-"""A machine that is measured on must do nothing else: one lock for all engines of a user.
+"""Locks that many share and one may hold alone, between processes.
 
-Steps share the lock; a measurement holds it alone. Engines are told apart by the lock file, which lies where
-platformdirs keeps what belongs to a machine and not to a project.
+A machine that is measured on must do nothing else: steps share the machine's lock, a measurement holds it alone. It
+lies where platformdirs keeps what belongs to a machine and not to a project. The system frees the locks of a process
+that ends, however it ends.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,43 +19,51 @@ if TYPE_CHECKING:
 _FILE: Final = "machine.lock.db"
 
 
-class MachineLock:
-    """Held by one thread, for all steps that it starts.
+class SharedLock:
+    """Held by one thread, for all that it starts.
 
     Args:
-        directory: Where the lock lies; None takes the user's. Where no lock can be made, every request is granted.
+        path: The lock's file, whose folder is made; None for no lock. Where none can be made, every request is granted.
+
+    Attributes:
+        works: There is a lock; False where every request is granted.
     """
 
-    def __init__(self, directory: Path | None = None) -> None:
+    def __init__(self, path: Path | None) -> None:
         self._lock: ReadWriteLock | None = None
         self._held = 0
-        with contextlib.suppress(OSError, ValueError):
-            from filelock import ReadWriteLock
-            from platformdirs import user_state_path
+        if path is not None:
+            # RuntimeError: a file system whose locks SQLite cannot use; ValueError: the file is no lock.
+            with contextlib.suppress(OSError, ValueError, RuntimeError, sqlite3.Error):
+                from filelock import ReadWriteLock
 
-            place = directory or Path(os.environ.get("EDGEKILN_STATE") or user_state_path("edgekiln", appauthor=False))
-            place.mkdir(parents=True, exist_ok=True)
-            self._lock = ReadWriteLock(place / _FILE, timeout=0, is_singleton=False)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._lock = ReadWriteLock(path, timeout=0, is_singleton=False)
+
+    @property
+    def works(self) -> bool:
+        """Whether there is a lock."""
+        return self._lock is not None
 
     def try_share(self) -> bool:
-        """Take a share, unless somebody measures."""
+        """Take a share, unless somebody holds it alone."""
         if self._held == 0 and not self._try("read"):
             return False
         self._held += 1
         return True
 
     def try_alone(self) -> bool:
-        """Take all of it, unless anybody works; this one holds no share."""
+        """Take all of it, unless anybody has a share; this one holds none."""
         return self._held == 0 and self._try("write")
 
     def release_share(self) -> None:
         """Give a share back."""
         self._held -= 1
-        if self._held == 0 and self._lock is not None:
-            self._lock.release()
+        if self._held == 0:
+            self.release_alone()
 
     def release_alone(self) -> None:
-        """Let others work."""
+        """Let others have it."""
         if self._lock is not None:
             self._lock.release()
 
@@ -69,4 +79,23 @@ class MachineLock:
                 self._lock.acquire_write(timeout=0, blocking=False)
         except Timeout:
             return False
+        except (OSError, sqlite3.Error):  # the disk under the lock has gone bad: as if there were none
+            self._lock = None
         return True
+
+
+class MachineLock(SharedLock):
+    """Keeps measurements alone on this machine, among all engines of its user.
+
+    Args:
+        directory: Where the lock lies; None takes the user's.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:
+        super().__init__((directory or _user_directory()) / _FILE)
+
+
+def _user_directory() -> Path:
+    from platformdirs import user_state_path
+
+    return Path(os.environ.get("EDGEKILN_STATE") or user_state_path("edgekiln", appauthor=False))

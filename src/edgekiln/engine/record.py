@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from edgekiln.artifact import FileEntry
 
 RECORD_SCHEMA: Final = "edgekiln.step/1"
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+#: A path that stays inside of a directory on every system: no part is `.` or `..`, nothing of Windows' drives and
+#: separators, nothing that ends a text in C.
+_PATH: Final = re.compile(r"(?!\.{1,2}(?:/|\Z))[^/\\:\0]+(?:/(?!\.{1,2}(?:/|\Z))[^/\\:\0]+)*")
 
 
 class Ingredients(BaseModel):
@@ -37,8 +42,7 @@ class Ingredients(BaseModel):
     @cached_property
     def key(self) -> str:
         """sha256 over all of it, in hex; the order of mappings does not matter."""
-        text = json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(_canonical(self.model_dump()).encode()).hexdigest()
 
 
 class Record(BaseModel):
@@ -63,6 +67,17 @@ class Record(BaseModel):
     peak_memory_bytes: int = 0
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+    @field_validator("files")
+    @classmethod
+    def _lie_inside(cls, files: tuple[FileEntry, ...]) -> tuple[FileEntry, ...]:
+        """Refuse a path that leads out of the directory on any system, or occurs twice."""
+        for entry in files:
+            if _PATH.fullmatch(entry.path) is None:
+                raise ValueError(f"{entry.path!r} is no path inside of a directory")
+        if len({entry.path for entry in files}) != len(files):
+            raise ValueError("a path occurs twice")
+        return files
 
     @cached_property
     def digest(self) -> str:
@@ -94,12 +109,19 @@ def differences(made: Ingredients, wanted: Ingredients) -> list[str]:
         ("parameter", made.parameters, wanted.parameters),
     )
     for title, then, now in groups:
-        for name in sorted(then.keys() | now.keys()):
-            if then.get(name) != now.get(name):
-                lines.append(f"{title} {name}: {_short(then.get(name))} then, {_short(now.get(name))} now")
+        lines += [
+            f"{title} {name}: {_short(then.get(name))} then, {_short(now.get(name))} now"
+            for name in sorted(then.keys() | now.keys())
+            if _canonical(then.get(name)) != _canonical(now.get(name))
+        ]
     return lines
+
+
+def _canonical(value: object) -> str:
+    """Return a value as it lies in a file: a tuple is a list there."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 def _short(value: object) -> str:
     text = "none" if value is None else value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-    return f"{text[:12]}…" if len(text) == 64 and all(c in "0123456789abcdef" for c in text) else text
+    return f"{text[:12]}…" if _SHA256.fullmatch(text) else text

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import secrets
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -38,7 +38,7 @@ class RunLog:
 
     def write(self, event: str, **values: object) -> None:
         """Append an event with the run that it belongs to and the time."""
-        moment = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        moment = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"run": self._run, "time": moment, "event": event, **values}, ensure_ascii=True)
         with contextlib.suppress(OSError):  # a full disk stops the step that fills it, which says so
             os.write(self._descriptor, line.encode() + b"\n")

@@ -22,7 +22,7 @@ from typing import Final, Literal, Protocol, TypeAlias
 from edgekiln.artifact import FileEntry, sha256_file
 from edgekiln.engine.hash_memory import HashMemory
 from edgekiln.engine.machine_lock import MachineLock
-from edgekiln.engine.record import Record
+from edgekiln.engine.record import Ingredients, Record
 from edgekiln.engine.run_log import RunLog
 from edgekiln.engine.step import Step, Work
 from edgekiln.engine.store import Claim, Store
@@ -36,6 +36,11 @@ _RETRY_SECONDS: Final = 0.5
 #: Within this time all children of an interrupted run have ended.
 _END_SECONDS: Final = 1.8
 
+#: Endings after which there is no result.
+_BAD: Final = frozenset({"failed", "stopped", "skipped"})
+#: What a run would find of a step.
+Forecast: TypeAlias = Literal["hit", "miss", "unknown"]
+Found: TypeAlias = Mapping[Step, Forecast]
 Ending: TypeAlias = Literal["hit", "made", "failed", "stopped", "skipped"]
 
 
@@ -44,7 +49,8 @@ class Outcome:
     """How a step ended.
 
     Attributes:
-        ending: `hit` was there already; `stopped` could not be made, since something else failed; `skipped` was not to be made.
+        ending: `hit` was there already; `stopped` could not be made, since something else
+            failed; `skipped` was not to be made.
         path: Its files; None where it has none.
         seconds: How long it ran, now or when it was made.
         error: Why it failed or was stopped.
@@ -108,16 +114,39 @@ class Options:
 
 @dataclass
 class _State:
-    """What is known about a step in this run."""
+    """What is known about a step in this run.
+
+    Attributes:
+        looked: Whether `record` says what the store has.
+        wanted: It has to be made.
+        undecided: It has to be made unless what its inputs turn out to hold was made from before.
+        made: It was made in this run.
+        retry_at: Another engine makes it; until then it is left alone.
+    """
 
     looked: bool = False
     record: Record | None = None
     path: Path | None = None
     wanted: bool = False
+    undecided: bool = False
     running: bool = False
     made: bool = False
     retry_at: float = 0.0
     outcome: Outcome | None = None
+
+
+@dataclass(frozen=True)
+class _Busy:
+    """Another engine makes the step."""
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a step is made from, as it was when it began: the deciding thread may forget and look again meanwhile."""
+
+    ingredients: Ingredients
+    records: Mapping[str, Record]
+    paths: Mapping[str, Path]
 
 
 @dataclass(eq=False)
@@ -125,7 +154,9 @@ class _Unit:
     """What runs as one: a step, or the missing steps of a batch."""
 
     steps: tuple[Step, ...]
+    given: dict[Step, _Given] = field(default_factory=dict)
     works: list[Work] = field(default_factory=list)
+    results: dict[Step, Outcome | _Busy] = field(default_factory=dict)
     watch: Watch = field(default_factory=Watch)
     begin: float = field(default_factory=time.monotonic)
 
@@ -140,11 +171,6 @@ class _Unit:
     @property
     def cores(self) -> int:
         return max(step.needs.cores for step in self.steps)
-
-
-@dataclass(frozen=True)
-class _Busy:
-    """Another engine makes the step."""
 
 
 #: What became of each step of a unit.
@@ -188,10 +214,10 @@ class Engine:
 
     # --- what is there, what is missing -----------------------------------------------------------------------------
 
-    def forecast(self, goals: Sequence[Step]) -> dict[Step, Literal["hit", "miss", "unknown"]]:
-        """Return what a run would find: the step's result, none, or what depends on the result of another that is missing."""
+    def forecast(self, goals: Sequence[Step]) -> Found:
+        """Return what a run would find of each step: its result, none, or unknown, since an input is missing."""
         self._want_all(goals)
-        found: dict[Step, Literal["hit", "miss", "unknown"]] = {}
+        found: dict[Step, Forecast] = {}
         for step, state in self._states.items():
             if state.looked:
                 found[step] = "hit" if state.record is not None and not state.wanted else "miss"
@@ -204,17 +230,29 @@ class Engine:
         state = self._state(step)
         if state.looked:
             return state.record
-        digests: dict[str, str] = {}
-        for role, other in step.inputs.items():
-            if (found := self.record(other)) is None:
-                return None
-            digests[role] = found.digest
+        if (ingredients := self.ingredients(step)) is None:
+            return None
         state.looked = True
         if step.outside is not None:
             (state.record,) = (self.record(other) for other in step.inputs.values())
         elif step.kind not in self._options.fresh:
-            state.record = self._store.find(step.ingredients(digests).key)
+            state.record = self._store.find(ingredients.key)
         return state.record
+
+    def ingredients(self, step: Step) -> Ingredients | None:
+        """Return what decides a step's result; None where that is not known yet, since an input is missing."""
+        digests: dict[str, str] = {}
+        for role, other in step.inputs.items():
+            if (found := self.record(other)) is not None:
+                digests[role] = found.digest
+            elif not self._does_without(step, role):
+                return None
+        return step.ingredients(digests)
+
+    def _does_without(self, step: Step, role: str) -> bool:
+        """Return whether a step goes on without an input that failed."""
+        ended = self._state(step.inputs[role]).outcome
+        return role in step.optional and ended is not None and ended.ending in _BAD
 
     def _state(self, step: Step) -> _State:
         return self._states.setdefault(step, _State())
@@ -226,21 +264,22 @@ class Engine:
             if step.outside is None:
                 state.path = self._store.open(record)
             elif not state.made and step.kind not in self._options.fresh:
-                state.path = step.outside({role: record for role in step.inputs})
+                state.path = step.outside(dict.fromkeys(step.inputs, record))
         return state.path
 
     def _want_all(self, goals: Iterable[Step]) -> None:
         for state in self._states.values():
-            state.wanted = False
+            state.wanted = state.undecided = False
         for goal in goals:
             self._want(goal, files=True)
 
     def _want(self, step: Step, *, files: bool) -> None:
         """Mark what has to be made so that the record of a step, or its files, are there."""
         state = self._state(step)
-        if state.outcome is not None or state.running or state.wanted:
+        if state.outcome is not None or state.running or state.wanted or state.undecided:
             return
         if self.record(step) is None and not state.looked:
+            state.undecided = True
             for other in step.inputs.values():
                 self._want(other, files=False)
         elif state.record is None or (files and self._path(step) is None):
@@ -248,7 +287,7 @@ class Engine:
             for other in step.inputs.values():
                 self._want(other, files=True)
 
-    # --- running -------------------------------------------------------------------------------------------------------
+    # --- running --------------------------------------------------------------------------------------------------
 
     def run(self, goals: Sequence[Step]) -> dict[Step, Outcome]:
         """Make all that is missing of the goals and return how each step that was looked at ended.
@@ -261,10 +300,11 @@ class Engine:
                 self._look_around(goals)
                 while not self._ending and (unit := self._next()) is not None:
                     self._start(unit)
-                if not self._running and (self._ending or not self._is_waiting()):
+                if not self._running and (self._ending or not (self._changed or self._is_waiting())):
                     break
-                self._wait()
-        except KeyboardInterrupt:
+                if not self._changed:
+                    self._wait()
+        except BaseException:  # whatever it is, no child may outlive it
             self._end()
             raise
         return self.outcomes()
@@ -277,8 +317,10 @@ class Engine:
         state = self._states[step]
         if state.outcome is not None:
             return state.outcome
-        if state.wanted or state.running or state.record is None:
+        if state.wanted or state.undecided or state.running:
             return Outcome("stopped", error=self._stopped())
+        if state.record is None:
+            return Outcome("skipped", reason="nothing needs it that could still be made")
         return Outcome("hit", state.path, state.record, state.record.seconds)
 
     def _stopped(self) -> EdgekilnError:
@@ -289,23 +331,28 @@ class Engine:
 
     def _look_around(self, goals: Sequence[Step]) -> None:
         """Find out what is missing now, if anything has changed."""
-        if self._changed:
+        if not self._changed:
+            return
+        while self._changed:  # what is stopped now may have been the only one to need another step
             self._changed = False
             self._want_all(goals)
+            seen: set[Step] = set()
             for goal in goals:
-                self._stop(goal)
-            self._listener.expect([step for step, state in self._states.items() if state.wanted or state.running])
+                self._stop(goal, seen)
+        left = [step for step, state in self._states.items() if state.wanted or state.undecided or state.running]
+        self._listener.expect(left)
 
-    def _stop(self, step: Step) -> None:
+    def _stop(self, step: Step, seen: set[Step]) -> None:
         state = self._state(step)
-        if state.outcome is not None or state.running:
+        if state.outcome is not None or state.running or step in seen:
             return
+        seen.add(step)
         if state.looked and state.record is not None and not state.wanted:
             return
-        for other in step.inputs.values():
-            self._stop(other)
+        for role, other in step.inputs.items():
+            self._stop(other, seen)
             ended = self._state(other).outcome
-            if ended is not None and ended.ending in {"failed", "stopped", "skipped"}:
+            if ended is not None and ended.ending in _BAD and not self._does_without(step, role):
                 self._finish(step, Outcome("stopped", error=ended.error, reason=ended.reason))
                 return
 
@@ -327,12 +374,11 @@ class Engine:
         state = self._state(step)
         if state.running or state.outcome is not None or state.retry_at > time.monotonic():
             return False
-        if any(self._path(other) is None for other in step.inputs.values()):
+        if any(self._path(other) is None and not self._does_without(step, r) for r, other in step.inputs.items()):
             return False
-        if step.skip is not None:
-            if (reason := step.skip(self._inputs(step))) is not None:
-                self._finish(step, Outcome("skipped", reason=reason))
-                return False
+        if step.skip is not None and (reason := step.skip(self._inputs(step))) is not None:
+            self._finish(step, Outcome("skipped", reason=reason))
+            return False
         return True
 
     def _inputs(self, step: Step) -> dict[str, Path]:
@@ -346,7 +392,7 @@ class Engine:
         waiting = [
             other
             for other in members
-            if (state := self._states[other]).outcome is None and (state.wanted or not state.looked)
+            if (state := self._states[other]).outcome is None and (state.wanted or state.undecided)
         ]
         if any(other not in ready and self._state(other).outcome is None for other in waiting):
             return None
@@ -369,12 +415,20 @@ class Engine:
     def _start(self, unit: _Unit) -> None:
         limits = [step.needs.seconds for step in unit.steps]
         unit.watch = Watch(None if None in limits else max(seconds for seconds in limits if seconds is not None))
-        for step in unit.steps:
-            self._states[step].running = True
-            self._listener.begins(step, self._memory.seconds(step.name))
-            self._run_log.write("begin", step=step.name, kind=step.kind)
         self._running.add(unit)
+        for step in unit.steps:
+            state = self._states[step]
+            unit.given[step] = self._given(step)
+            state.running = True
+            if state.retry_at == 0.0:
+                self._listener.begins(step, self._memory.seconds(step.name))
+                self._run_log.write("begin", step=step.name, kind=step.kind)
         threading.Thread(target=self._thread, args=(unit,), name=unit.steps[0].name, daemon=True).start()
+
+    def _given(self, step: Step) -> _Given:
+        records = {role: found for role, other in step.inputs.items() if (found := self._states[other].record)}
+        paths = {role: path for role, other in step.inputs.items() if (path := self._states[other].path) is not None}
+        return _Given(step.ingredients({role: found.digest for role, found in records.items()}), records, paths)
 
     def _wait(self) -> None:
         """Wait until something has ended, or it is time to look around."""
@@ -386,7 +440,8 @@ class Engine:
                     return
         for unit in self._running:
             for work in tuple(unit.works):
-                if work.step.progress is not None and (share := work.step.progress(work)) is not None:
+                share = work.share if work.step.progress is None else work.step.progress(work)
+                if share is not None:
                     self._listener.advances(work.step, share)
 
     def _take(self, unit: _Unit, results: _Results) -> None:
@@ -414,9 +469,10 @@ class Engine:
     def _learn(self, step: Step, outcome: Outcome) -> None:
         """Take the record of a step that was made; what depends on it may have another key than was thought."""
         state = self._states[step]
-        changed = state.record is None or outcome.record is None or state.record.digest != outcome.record.digest
-        state.record, state.path, state.looked, state.made = outcome.record, outcome.path, True, True
-        if changed:
+        before, state.record, state.path = state.record, outcome.record, outcome.path
+        state.looked = state.made = True
+        # Where there was no record, nothing that depends on it has been looked for yet.
+        if before is not None and (outcome.record is None or before.digest != outcome.record.digest):
             for other, theirs in self._states.items():
                 if theirs.outcome is None and not theirs.running and other is not step and not theirs.made:
                     theirs.looked, theirs.record, theirs.path = False, None, None
@@ -447,26 +503,29 @@ class Engine:
                 unit, results = self._finished.get(timeout=_TICK)
                 self._take(unit, results)
 
-    # --- in the thread of a unit ------------------------------------------------------------------------------------------
+    # --- in the thread of a unit ----------------------------------------------------------------------------------
 
     def _thread(self, unit: _Unit) -> None:
         try:
-            results: _Results = self._make(unit)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it costs these steps, not the run
+            self._make(unit)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, it costs these steps, not the run
             failed = as_error(error, self._log(unit.steps[0]))
-            results = {step: Outcome("failed", error=failed) for step in unit.steps}
-        self._finished.put((unit, results))
+            seconds = time.monotonic() - unit.begin
+            for step in unit.steps:
+                unit.results.setdefault(step, Outcome("failed", seconds=seconds, error=failed))
+        self._finished.put((unit, unit.results))
 
-    def _make(self, unit: _Unit) -> dict[Step, Outcome | _Busy]:
-        """Claim, make and keep the steps of a unit."""
-        results: dict[Step, Outcome | _Busy] = {}
+    def _make(self, unit: _Unit) -> None:
+        """Claim, make and keep the steps of a unit; fills its results."""
+        results = unit.results
         with ExitStack() as claims:
             claimed: dict[Step, Claim] = {}
             for step in unit.steps:
-                claim = claims.enter_context(self._store.claim(self._claim_key(step), resumable=step.resumable))
+                key = unit.given[step].ingredients.key
+                claim = claims.enter_context(self._store.claim(key, resumable=step.resumable))
                 if claim is None:
                     results[step] = _Busy()
-                elif (found := self._found_meanwhile(step)) is not None:
+                elif (found := self._found_meanwhile(step, key)) is not None:
                     results[step] = found
                 else:
                     claimed[step] = claim
@@ -479,20 +538,13 @@ class Engine:
                 if work in failed:
                     results[work.step] = Outcome("failed", seconds=seconds, error=failed[work])
                 else:
-                    results[work.step] = self._keep(work, claimed[work.step], seconds, unit.watch.peak_bytes)
-        return results
+                    results[work.step] = self._keep(work, claimed[work.step], seconds, unit)
 
-    def _claim_key(self, step: Step) -> str:
-        """Return the key under which a step is claimed; that of one outside of the store is its own."""
-        digests = {role: found.digest for role, other in step.inputs.items() if (found := self._states[other].record)}
-        ingredients = step.ingredients(digests)
-        return ingredients.key
-
-    def _found_meanwhile(self, step: Step) -> Outcome | None:
+    def _found_meanwhile(self, step: Step, key: str) -> Outcome | None:
         """Return what another engine made between our look and our claim."""
         if step.outside is not None or step.kind in self._options.fresh:
             return None
-        record = self._store.find(self._claim_key(step))
+        record = self._store.find(key)
         path = None if record is None else self._store.open(record)
         return None if record is None or path is None else Outcome("hit", path, record, record.seconds)
 
@@ -501,30 +553,32 @@ class Engine:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
         limits = Limits(self._options.child_seconds, self._options.child_memory_bytes, unit.watch)
-        inputs = {role: path for role, other in step.inputs.items() if (path := self._states[other].path) is not None}
-        return Work(step, claim.directory, claim.journal, inputs, log, limits, claim.hashes)
+        given = unit.given[step]
+        return Work(step, claim.directory, claim.journal, given.paths, log, limits, claim.hashes, records=given.records)
 
-    def _keep(self, work: Work, claim: Claim, seconds: float, peak: int) -> Outcome:
+    def _keep(self, work: Work, claim: Claim, seconds: float, unit: _Unit) -> Outcome:
         """Put what a step made into the store, and return how it ended."""
-        step = work.step
+        step, ingredients = work.step, unit.given[work.step].ingredients
+        if work.resumed:
+            self._run_log.write("resumed", step=step.name, done_before=work.resumed)
         if work.place is not None:
-            (record,) = (self._states[other].record for other in step.inputs.values())
+            (record,) = work.records.values()
             return Outcome("made", work.place, record, seconds)
-        digests = {role: found.digest for role, other in step.inputs.items() if (found := self._states[other].record)}
-        ingredients = step.ingredients(digests)
         record = Record(
             key=ingredients.key,
             name=step.name,
             ingredients=ingredients,
             files=_files(claim.directory, work.hashes),
             seconds=seconds,
-            peak_memory_bytes=peak,
+            peak_memory_bytes=unit.watch.peak_bytes,
         )
-        if work.volatile is None:
+        missing = [role for role in step.optional if role not in work.inputs]
+        if work.volatile is None and not missing:
             return Outcome("made", self._store.put(claim, record), record, seconds)
-        self._run_log.write("volatile", step=step.name, reason=work.volatile)
+        self._run_log.write("volatile", step=step.name, reason=work.volatile or f"made without {missing[0]}")
         path = self._scratch / step.name
         shutil.rmtree(path, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(claim.directory, path)
         return Outcome("made", path, record, seconds)
 
@@ -550,13 +604,14 @@ def _files(directory: Path, known: Mapping[str, str]) -> tuple[FileEntry, ...]:
     return tuple(found)
 
 
-def as_error(error: Exception, log: Path) -> EdgekilnError:
+def as_error(error: Exception | SystemExit, log: Path) -> EdgekilnError:
     """Return what stopped a step as an error of ours: a fault of the machine, or a mistake of Edgekiln's."""
     if isinstance(error, EdgekilnError):
         return error
     if isinstance(error, OSError):
         return MachineError(str(error))
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(redact("".join(traceback.format_exception(error))))
+    with contextlib.suppress(OSError):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(redact("".join(traceback.format_exception(error))))
     return BugError(redact(f"a bug in Edgekiln: {type(error).__name__}: {error}; please file it with {log}"))

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 from edgekiln.engine.record import Ingredients, Record
 from edgekiln.errors import EdgekilnError
 from edgekiln.process import Limits
-
-_NONE: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,9 @@ class Work:
         hashes: To be filled with the sha256 by path of files whose hash is known already.
         place: Where the result lies, set by a step whose results are kept outside of the store.
         volatile: Why the result serves this run only and is not kept; set by the step.
+        share: How much of it is done, 0 to 1, where the step says so.
+        records: Record of each input.
+        resumed: Pieces that earlier attempts had done, set by a step that resumes.
     """
 
     step: Step
@@ -57,6 +57,9 @@ class Work:
     hashes: dict[str, str] = field(default_factory=dict)
     place: Path | None = None
     volatile: str | None = None
+    share: float | None = None
+    records: Mapping[str, Record] = field(default_factory=dict)
+    resumed: int = 0
 
 
 #: Does the work of several steps at once and returns what stopped some of them.
@@ -85,6 +88,7 @@ class Step:
         kind: What it does: `reference`, `export`, `publish`, `validate`, `latency`.
         action: The same for people: `exporting Q4_0`.
         inputs: Steps whose files it reads, by role.
+        optional: Roles of inputs that it can do without where they fail; its result is not kept then.
         sources: Digests of what else it reads, by role.
         parameters: All else that decides its result, JSON-serializable.
         code: See `edgekiln.engine.code_version`.
@@ -96,17 +100,18 @@ class Step:
         outside: For a step whose result lies outside of the store: returns where, given the records of its inputs, if
             it is there already. Its content is that of its one input.
         skip: Given its inputs' directories, says why it is not to be made after all.
-        progress: Returns how far it is, 0 to 1, or None; it is called while the step runs.
+        progress: Returns how far it is, 0 to 1, where the step does not say so itself; called about ten times a second.
     """
 
     name: str
     kind: str
     action: str
     inputs: Mapping[str, Step] = field(default_factory=dict)
-    sources: Mapping[str, str] = _NONE
+    optional: frozenset[str] = frozenset()
+    sources: Mapping[str, str] = field(default_factory=dict)
     parameters: Mapping[str, object] = field(default_factory=dict)
     code: str = ""
-    tools: Mapping[str, str] = _NONE
+    tools: Mapping[str, str] = field(default_factory=dict)
     needs: Needs = Needs()
     run: Callable[[Work], None] | None = None
     batch: Batch | None = None
