@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -143,6 +143,10 @@ class _Cell:
     precision_loc: Loc
 
 
+#: Gates of a build, and where each comes from.
+_Limits: TypeAlias = tuple[tuple[Gate, ...], tuple[str, ...]]
+
+
 @dataclass(frozen=True)
 class _Context:
     """What every cell is expanded with."""
@@ -153,14 +157,25 @@ class _Context:
     formats: Formats
     known: frozenset[str]
     cores: int
+    places: dict[tuple[object, ...], str] = field(default_factory=dict)
+    limits: dict[tuple[str, str], _Limits] = field(default_factory=dict)
+    schemes: dict[Scheme, Scheme] = field(default_factory=dict)
 
     def where(self, loc: Loc, *, key: bool = False) -> str:
         """Return the place of something in the pipeline file."""
         return self.pipeline.document.where(loc, key=key)
 
     def at_target(self, target: Target, *loc: str | int, key: bool = True) -> str:
-        """Return the place of something in a target's profile."""
-        return f"target {target.name} ({self.targets.where(('targets', target.name, *loc), key=key)})"
+        """Return the place of something in a target's profile; builds for one target share the text."""
+        asked = (target.name, key, *loc)
+        if asked not in self.places:
+            where = self.targets.where(("targets", target.name, *loc), key=key)
+            self.places[asked] = f"target {target.name} ({where})"
+        return self.places[asked]
+
+    def shared(self, scheme: Scheme) -> Scheme:
+        """Return the one scheme that all builds with an equal one have."""
+        return self.schemes.setdefault(scheme, scheme)
 
 
 def _cells(pipeline: PipelineFile) -> Iterator[_Cell]:
@@ -267,11 +282,18 @@ def _origins(context: _Context, cell: _Cell, target: Target) -> Mapping[str, str
     return MappingProxyType(found)
 
 
-def _gates(context: _Context, cell: _Cell, target: Target, container: str) -> tuple[tuple[Gate, ...], tuple[str, ...]]:
-    """Return the gates of a build and where each comes from.
+def _gates(context: _Context, cell: _Cell, target: Target, container: str) -> _Limits:
+    """Return the gates of a build and where each comes from; builds without gates of their own share them."""
+    if cell.spec.gates:
+        return _combined(context, cell, target, container)
+    key = target.name, container
+    if key not in context.limits:
+        context.limits[key] = _combined(context, cell, target, container)
+    return context.limits[key]
 
-    The target's replace the precision's defaults, and the build's those.
-    """
+
+def _combined(context: _Context, cell: _Cell, target: Target, container: str) -> _Limits:
+    """Return the gates of a build: the target's replace the precision's defaults, and the build's those."""
     origins: dict[Gate, str] = {}
     of_target = [replace(gate, why=f"limit of target {target.name}") for gate in target.gates]
     for index, gate in enumerate(of_target):
@@ -291,7 +313,7 @@ def _expand_cell(context: _Context, cell: _Cell) -> Build:
     options = {key: value for key in OPTIONS if (value := getattr(cell.spec, key)) is not None}
     container = context.formats.get(target.format)
     plain = _scheme(container, cell.precision, meaning, {})
-    scheme = _scheme(container, cell.precision, meaning, options)
+    scheme = context.shared(_scheme(container, cell.precision, meaning, options))
     gates, gate_origins = _gates(context, cell, target, scheme.precision)
     return Build(
         id=_build_id(target.name, cell.precision, scheme, plain),

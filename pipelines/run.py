@@ -78,16 +78,20 @@ Outcomes: TypeAlias = Mapping[Step, scheduler.Outcome]
 
 def read_timings(steps: ArtifactSteps, outcomes: Outcomes) -> Timings:
     """Return the speeds of an artifact and of what it is compared with, or why they are missing."""
-    timed, of_reference = outcomes.get(steps.latency), outcomes.get(steps.reference_latency)
-    if timed is None or timed.path is None:
-        return Timings(None if timed is None else timed.error, None, None)
-    reference: Timing | None = None
-    if of_reference is not None:
-        reference = of_reference.error
-        if of_reference.path is not None:
-            reference = LATENCY_JSON.validate_json((of_reference.path / TIMINGS).read_bytes())
+    timed = outcomes.get(steps.latency)
+    if timed is None or (timed.path is None and timed.error is None):
+        return UNTIMED
+    reference = _reference_timing(outcomes.get(steps.reference_latency))
+    if timed.path is None:
+        return Timings(timed.error, reference, timed.error)  # its baseline is measured in turn with it
     found = TIMED_JSON.validate_json((timed.path / TIMINGS).read_bytes())
     return Timings(found.artifact, reference, found.fp16_artifact or _why_no_baseline(steps, outcomes))
+
+
+def _reference_timing(outcome: scheduler.Outcome | None) -> Timing | None:
+    if outcome is None or outcome.path is None:
+        return None if outcome is None else outcome.error
+    return LATENCY_JSON.validate_json((outcome.path / TIMINGS).read_bytes())
 
 
 def _why_no_baseline(steps: ArtifactSteps, outcomes: Outcomes) -> EdgekilnError | None:

@@ -19,7 +19,7 @@ from edgekiln.yamlfile import Document, Loc, Strict, Text, explain, parsed_by, p
 
 ENVIRONMENT_PREFIX: Final = "EDGEKILN_"
 #: Variables with the prefix that are read elsewhere.
-OTHER_VARIABLES: Final = ("EDGEKILN_CACHE", "EDGEKILN_DEBUG")
+OTHER_VARIABLES: Final = ("EDGEKILN_CACHE", "EDGEKILN_DEBUG", "EDGEKILN_STATE")
 DEFAULT: Final = "default"
 
 

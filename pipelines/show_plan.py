@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from edgekiln.errors import UsageError, nearest
 from edgekiln.exporters import EXPORTERS
+from edgekiln.memory import uncollected
 
 FORMS: Final = ("table", "json", "github-matrix", "gitlab-matrix")
 
@@ -62,6 +63,11 @@ def plan_output(request: PlanRequest, environment: Mapping[str, str]) -> str:
         UnsupportedError: A matrix would have no job.
         MachineError: The checkpoint of `--fit` is not on this machine.
     """
+    with uncollected():
+        return _output(request, environment)
+
+
+def _output(request: PlanRequest, environment: Mapping[str, str]) -> str:
     from edgekiln.pipelines.cells import look_ahead
     from edgekiln.pipelines.forecast import forecast
     from edgekiln.pipelines.plan import make_plan

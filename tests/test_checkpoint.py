@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from checkpoints import make_checkpoint
-from edgekiln.checkpoint import EMBEDDED, embedded_directory, open_checkpoint
+from edgekiln.checkpoint import EMBEDDED, embedded_directory, open_checkpoint, open_resolved
 from edgekiln.errors import CheckpointError, MachineError, UnsupportedError, UsageError
 
 

@@ -68,9 +68,9 @@ def test_a_module_imports_from_its_room_and_from_below(module):
 @pytest.mark.parametrize(
     ("module", "text"),
     [
-        ("edgekiln.steps", "import edgekiln.cli"),
-        ("edgekiln.steps", "from edgekiln import completion"),
-        ("edgekiln.steps", "from . import quantizers"),
+        ("edgekiln.process", "import edgekiln.cli"),
+        ("edgekiln.process", "from edgekiln import completion"),
+        ("edgekiln.process", "from . import quantizers"),
         ("edgekiln.exporters.gguf", "def f():\n    from edgekiln.validators.kinds import find"),
         ("edgekiln.quantizers.ggml", "from ..exporters import gguf"),
         ("edgekiln.validators.health", "if TYPE_CHECKING:\n    from edgekiln.pipelines.plan import Plan"),

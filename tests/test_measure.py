@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from edgekiln.console import Console
 from edgekiln.errors import ArtifactError
 from edgekiln.pipelines import measure
 from edgekiln.pipelines.measure import Rounds, Subject, Timing, time_alternating
@@ -25,6 +24,7 @@ class Bench:
     def __init__(self, speeds: dict[str, Iterator[float]], cold: str | None) -> None:
         self.speeds, self.cold = speeds, cold
         self.asked: list[str] = []
+        self.shares: list[float] = []
 
     def sample(self, _kind: str, path: Path, *_: object, **__: object) -> LatencySample:
         self.asked.append(path.name)
@@ -52,13 +52,14 @@ def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Timed:
         protocol, limits = MeasurementProtocol(), Limits()
         found = time_alternating(
             subjects,
-            None,
+            None,  # type: ignore[arg-type]  # not read
             protocol,
             rounds,
-            group="g",
             limits=limits,
-            console=Console(),  # type: ignore[arg-type]  # not read
+            advance=bench.shares.append,
         )
+        assert all(0 < share <= 1 for share in bench.shares)
+        assert bench.shares[-1] == 1
         return found, bench.asked
 
     return run

@@ -8,16 +8,17 @@ import pytest
 from edgekiln.artifact import CHECKSUMS, MANIFEST, Manifest, sha256_file
 from edgekiln.checkpoint import EMBEDDED, open_checkpoint
 from edgekiln.console import Console
+from edgekiln.engine.local_store import LocalStore
 from edgekiln.errors import ExitCode
 from edgekiln.exporters import EXPORTERS
 from edgekiln.pipelines.export import export
 from edgekiln.pipelines.plan import make_plan
+from edgekiln.pipelines.protocol import check_context, make_protocol
 from edgekiln.pipelines.run import REPORT, REPORT_MARKDOWN, run_plan
-from edgekiln.pipelines.session import Session, check_context, make_protocol
 from edgekiln.pipelines.validate import run_validation
 from edgekiln.pipelines.verdict import UNTIMED, Findings, judged
-from edgekiln.steps import LocalStore
 from edgekiln.validators.report import Report
+from edgekiln.validators.validate import open_reference, validate_artifact
 from mutants import swap_layers
 
 pytestmark = pytest.mark.alone
@@ -38,7 +39,16 @@ def plan(out, pipeline="default", assignments=()):
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def cache(tmp_path_factory):
+    """A cache of its own, so that everything here is made once and nothing by another test."""
+    with pytest.MonkeyPatch.context() as patch:
+        place = tmp_path_factory.mktemp("cache")
+        patch.setenv("EDGEKILN_CACHE", str(place))
+        yield LocalStore(place)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, cache):
     out = tmp_path_factory.mktemp("run") / "artifacts"
     made = plan(out)
     with Console() as console:
@@ -46,18 +56,10 @@ def built(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def session(built, tmp_path_factory):
-    scratch = tmp_path_factory.mktemp("session")
-    _, made, _ = built
-    with Console() as console:
-        yield Session(
-            open_checkpoint(EMBEDDED), made.settings.values, LocalStore(scratch / "s"), scratch / "logs", console
-        )
-
-
-@pytest.fixture(scope="module")
-def reference(session):
-    return session.reference()
+def reference(built, cache):
+    """The reference that the run left in the cache."""
+    (record,) = (found for found in cache.records() if found.ingredients.kind == "reference")
+    return open_reference(cache.open(record), open_checkpoint(EMBEDDED))
 
 
 def test_every_build_of_the_default_pipeline_passes(built):
@@ -126,16 +128,15 @@ def test_building_again_gives_the_same_bytes(built, tmp_path):
 
 
 @pytest.mark.parametrize("build_id", BUILDS)
-def test_two_swapped_layers_fail_the_default_gates_whatever_the_manifest_says(
-    built, session, reference, build_id, tmp_path
-):
+def test_two_swapped_layers_fail_the_default_gates_whatever_the_manifest_says(built, reference, build_id, tmp_path):
     out, made, outcome = built
     build = next(entry for entry in made.builds if entry.id == build_id)
     report = next(entry for entry in outcome.report.builds if entry.id == build_id)
     mutant = tmp_path / "mutant"
     shutil.copytree(out / report.artifact, mutant)
     swap_layers(mutant)
-    metrics = session.validate("mutant", mutant, reference, build.threads)
+    protocol = make_protocol(made.settings.values, build.threads)
+    metrics = validate_artifact(mutant, reference, protocol, log=tmp_path / "log")
     gates = tuple(gate for gate in build.gates if gate.relative_to is None)
     found = judged(report, Findings(metrics, UNTIMED, gates, build.threads, 0.1))
     assert found.status == "failed"
@@ -157,12 +158,25 @@ def test_validate_judges_a_file_without_our_manifest_or_name(built, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [path.name]
 
 
-def test_a_measurement_longer_than_the_context_is_refused(session):
+def test_a_second_run_makes_nothing_and_says_the_same(built):
+    out, made, outcome = built
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("model*")}
+    with Console() as console:
+        again = run_plan(made, console)
+    assert {build.id: build.cached for build in again.report.builds} == dict.fromkeys(
+        BUILDS, ("export", "validate", "latency")
+    )
+    assert [build.model_copy(update={"cached": ()}) for build in again.report.builds] == list(outcome.report.builds)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("model*")} == before
+
+
+def test_a_measurement_longer_than_the_context_is_refused(built):
     from dataclasses import replace
 
     from edgekiln.errors import UsageError
 
-    settings = session.settings.model_copy(update={"greedy_tokens": 2000})
+    settings, checkpoint = built[1].settings.values, open_checkpoint(EMBEDDED)
+    settings = settings.model_copy(update={"greedy_tokens": 2000})
     with pytest.raises(UsageError, match="needs a context of 2480 tokens, but tiny-qwen3 has 2048"):
-        check_context(make_protocol(settings, 1), session.checkpoint)
-    check_context(replace(make_protocol(settings, 1), context=2048, greedy_tokens=32), session.checkpoint)
+        check_context(make_protocol(settings, 1), checkpoint)
+    check_context(replace(make_protocol(settings, 1), context=2048, greedy_tokens=32), checkpoint)

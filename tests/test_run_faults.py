@@ -6,11 +6,13 @@ import pytest
 
 from edgekiln.artifact import MANIFEST
 from edgekiln.console import Console
+from edgekiln.engine.step import Step
 from edgekiln.errors import ExitCode, StepError
 from edgekiln.exporters import EXPORTERS
+from edgekiln.pipelines.engine_room import RunOptions
+from edgekiln.pipelines.graph import Graph
 from edgekiln.pipelines.plan import make_plan
 from edgekiln.pipelines.run import run_plan
-from edgekiln.pipelines.session import Session
 
 #: The least that still measures everything; speeds are not judged here.
 SETTINGS = [
@@ -29,10 +31,19 @@ GATES = (
 )
 
 
+#: Reference and exports may come from another test; what is judged may not.
+MEASURED_ANEW = RunOptions(from_kind="validate")
+
+
+def left_out(_work):
+    raise StepError("left out in this test")
+
+
 @pytest.fixture(autouse=True)
 def no_reference_latency(monkeypatch):
     """Leave out what takes longest and decides nothing here: Transformers' own speed."""
-    monkeypatch.setattr(Session, "time_reference", lambda *_: StepError("left out in this test"))
+    step = Step("reference.latency", "latency", "not timed", run=left_out)
+    monkeypatch.setattr(Graph, "_time_reference", lambda *_: step)
 
 
 def plan(out, pipeline, assignments=()):
@@ -47,7 +58,7 @@ def test_a_gate_that_fails_ends_with_1_and_names_itself(tmp_path):
         "  - {target: gguf-cpu, precision: nf4, allow_unsupported: true}\n"
     )
     with Console() as console:
-        outcome = run_plan(plan(tmp_path / "out", str(pipeline)), console)
+        outcome = run_plan(plan(tmp_path / "out", str(pipeline)), console, MEASURED_ANEW)
     failed, unsupported = outcome.report.builds
     assert outcome.exit_code is ExitCode.GATE_FAILED
     assert failed.status == "failed"
@@ -57,16 +68,16 @@ def test_a_gate_that_fails_ends_with_1_and_names_itself(tmp_path):
 
 
 def test_a_runtime_that_dies_fails_its_build_and_the_others_go_on(tmp_path, monkeypatch):
-    from edgekiln.pipelines import session
+    from edgekiln.pipelines import graph
 
-    validate = session.validate_artifact
+    validate = graph.validate_artifact
 
     def dies(path: Path, *arguments, **options):
         if "gguf-cpu-int4" in str(path):
             raise StepError("parity (tasks) was killed by SIGSEGV without a result")
         return validate(path, *arguments, **options)
 
-    monkeypatch.setattr(session, "validate_artifact", dies)
+    monkeypatch.setattr(graph, "validate_artifact", dies)
     pipeline = tmp_path / "p.yaml"
     pipeline.write_text(
         "schema: edgekiln.pipeline/1\nname: p\nbuilds:\n  - {target: gguf-cpu, precisions: [int4, int8], "
@@ -74,23 +85,23 @@ def test_a_runtime_that_dies_fails_its_build_and_the_others_go_on(tmp_path, monk
         + "}\n"
     )
     with Console() as console:
-        outcome = run_plan(plan(tmp_path / "out", str(pipeline)), console)
+        outcome = run_plan(plan(tmp_path / "out", str(pipeline)), console, MEASURED_ANEW)
     assert [build.status for build in outcome.report.builds] == ["error", "passed"]
     assert "SIGSEGV" in outcome.report.builds[0].reason
     assert outcome.exit_code is ExitCode.STEP_FAILED
 
 
 def test_a_mistake_of_ours_costs_one_build_and_is_a_bug(tmp_path, monkeypatch):
-    from edgekiln.pipelines import session
+    from edgekiln.pipelines import graph
 
-    validate = session.validate_artifact
+    validate = graph.validate_artifact
 
     def forgets(path: Path, *arguments, **options):
         if "gguf-cpu-int4" in str(path):
             raise KeyError("forgotten")
         return validate(path, *arguments, **options)
 
-    monkeypatch.setattr(session, "validate_artifact", forgets)
+    monkeypatch.setattr(graph, "validate_artifact", forgets)
     pipeline = tmp_path / "p.yaml"
     pipeline.write_text(
         "schema: edgekiln.pipeline/1\nname: p\nbuilds:\n  - {target: gguf-cpu, precisions: [int4, int8], "
@@ -98,7 +109,7 @@ def test_a_mistake_of_ours_costs_one_build_and_is_a_bug(tmp_path, monkeypatch):
         + "}\n"
     )
     with Console() as console:
-        outcome = run_plan(plan(tmp_path / "out", str(pipeline)), console)
+        outcome = run_plan(plan(tmp_path / "out", str(pipeline)), console, MEASURED_ANEW)
     bug, passed = outcome.report.builds
     assert (bug.status, passed.status) == ("error", "passed")
     assert "a bug in Edgekiln: KeyError: 'forgotten'" in bug.reason
@@ -121,7 +132,7 @@ def test_what_another_device_decides_is_not_judged_here(tmp_path):
         f"  - {{target: phone, precision: int8}}\n  - {{target: web, precision: int8, {GATES}}}\n"
     )
     with Console() as console:
-        outcome = run_plan(plan(tmp_path / "out", str(pipeline), [f"targets={targets}"]), console)
+        outcome = run_plan(plan(tmp_path / "out", str(pipeline), [f"targets={targets}"]), console, MEASURED_ANEW)
     phone, web = outcome.report.builds
     assert {build.id: build.reason for build in outcome.report.builds} == {phone.id: None, web.id: None}
     relative, speed = (gate for gate in phone.gates if gate.metric == "decode_tokens_per_second")
@@ -146,7 +157,7 @@ def test_two_targets_with_one_scheme_have_an_artifact_each(tmp_path):
     )
     made = plan(tmp_path / "out", str(pipeline), [f"targets={targets}"])
     with Console() as console:
-        outcome = run_plan(made, console)
+        outcome = run_plan(made, console, MEASURED_ANEW)
     assert [build.status for build in outcome.report.builds] == ["passed", "passed"]
     one, two = (tmp_path / "out" / build.artifact for build in outcome.report.builds)
     assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()} >= {MANIFEST}
@@ -162,7 +173,7 @@ def test_a_latency_that_cannot_be_measured_is_an_error_of_its_build(tmp_path, mo
     pipeline = tmp_path / "p.yaml"
     pipeline.write_text("schema: edgekiln.pipeline/1\nname: p\nbuilds:\n  - {target: gguf-cpu, precision: fp16}\n")
     with Console() as console:
-        outcome = run_plan(plan(tmp_path / "out", str(pipeline)), console)
+        outcome = run_plan(plan(tmp_path / "out", str(pipeline)), console, MEASURED_ANEW)
     (build,) = outcome.report.builds
     assert (build.status, build.latency) == ("error", None)
     assert set(build.not_measured) == {"latency", "latency.reference", "latency.fp16_artifact"}
@@ -179,7 +190,7 @@ def test_a_runtime_outside_the_targets_range_is_the_machines_fault(tmp_path):
     pipeline = tmp_path / "p.yaml"
     pipeline.write_text("schema: edgekiln.pipeline/1\nname: p\nbuilds:\n  - {target: old, precision: int4}\n")
     with Console() as console:
-        outcome = run_plan(plan(tmp_path / "out", str(pipeline), [f"targets={targets}"]), console)
+        outcome = run_plan(plan(tmp_path / "out", str(pipeline), [f"targets={targets}"]), console, MEASURED_ANEW)
     (build,) = outcome.report.builds
     assert build.status == "error"
     assert "wants llama.cpp <0.3" in build.reason

@@ -14,6 +14,8 @@ from edgekiln import table
 from edgekiln.errors import UsageError
 from edgekiln.exporters import EXPORTERS
 from edgekiln.pipelines import tables
+from edgekiln.pipelines.cells import look_ahead
+from edgekiln.pipelines.forecast import forecast
 from edgekiln.pipelines.plan import Plan, make_plan
 from edgekiln.pipelines.shipped import shipped
 from edgekiln.pipelines.targets import TargetsFile, load_targets, parse_targets
@@ -106,7 +108,7 @@ def test_the_explanation_says_what_stands_in_and_what_cannot_be_built(plan: Plan
 
 def test_the_plan_in_json_has_the_same(plan: Plan) -> None:
     reasons = {build.id: build.unsupported for build in plan.builds if build.unsupported}
-    document = json.loads(tables.plan_json(plan, reasons))
+    document = json.loads(tables.plan_json(plan, forecast(plan, look_ahead(plan)), reasons))
     pi, unsupported, mac = document["builds"]
     assert document["schema"] == "edgekiln.plan/1"
     assert (document["pipeline"], document["settings"]["windows"]) == ("mine", {"value": 2, "origin": "p.yaml:3:12"})

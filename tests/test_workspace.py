@@ -3,25 +3,25 @@ import sys
 
 import pytest
 
-from edgekiln.artifact import CheckpointEntry, Manifest, SchemeEntry, list_files, seal
+from edgekiln.artifact import list_files
+from edgekiln.engine.hash_memory import HashMemory
+from edgekiln.engine.record import Ingredients, Record
 from edgekiln.errors import MachineError, StepError
-from edgekiln.pipelines.workspace import publish, workspace
+from edgekiln.pipelines.workspace import point_to, publish, published, workspace
+
+MEMORY = HashMemory(None)
 
 
 def artifact(directory, text="weights"):
-    directory.mkdir(parents=True)
+    """Return a directory with files and the record of the step that made it."""
+    (directory / "part").mkdir(parents=True)
     (directory / "model").write_text(text)
-    manifest = Manifest(
-        format="gguf",
-        container_type="Q4_0",
-        checkpoint=CheckpointEntry(name=None, revision=None, identity="0" * 64, model_type="qwen3", weights=1),
-        scheme=SchemeEntry(requested="int4", precision="q4_0"),
-        tools={},
-        files=list_files(directory),
-        tensors=(),
+    (directory / "part" / "more").write_text("more")
+    ingredients = Ingredients(kind="export", code="", tools={}, inputs={}, parameters={})
+    record = Record(
+        key=ingredients.key, name="x.export", ingredients=ingredients, files=list_files(directory), seconds=1.0
     )
-    seal(directory, manifest)
-    return manifest
+    return directory, record
 
 
 def test_scratch_space_is_empty_at_first_and_gone_at_last(tmp_path):
@@ -60,25 +60,37 @@ def test_a_folder_that_cannot_be_made_is_the_machines_fault(tmp_path):
 
 
 def test_an_artifact_is_named_by_its_content_and_latest_leads_to_it(tmp_path):
-    first, second = tmp_path / "a", tmp_path / "b"  # equal in content to "c" and different from it
-    one = publish(first, artifact(first), tmp_path / "out", "cell", keep=False)
-    two = publish(second, artifact(second, "other"), tmp_path / "out", "cell", keep=False)
-    again = publish(tmp_path / "c", artifact(tmp_path / "c"), tmp_path / "out", "cell", keep=False)
-    assert one == again != two
-    assert (tmp_path / "out" / "cell" / "latest").resolve() == one.resolve()
+    first, second = artifact(tmp_path / "a"), artifact(tmp_path / "b", "other")
+    out = tmp_path / "out"
+    one, two = publish(*first, out, "cell", MEMORY), publish(*second, out, "cell", MEMORY)
+    assert one != two
+    for made in (one, two, one):
+        point_to(made)
+        assert (out / "cell" / "latest").resolve() == made.resolve()
     assert (two / "model").read_text() == "other"
 
 
+def test_what_is_published_is_found_again_whole(tmp_path):
+    files, record = artifact(tmp_path / "a")
+    assert published(record, tmp_path / "out", "cell", MEMORY) is None
+    made = publish(files, record, tmp_path / "out", "cell", MEMORY)
+    assert published(record, tmp_path / "out", "cell", MEMORY) == made
+    assert published(record, tmp_path / "out", "another", MEMORY) is None
+    (made / "stray").write_text("x")
+    assert published(record, tmp_path / "out", "cell", MEMORY) is None
+
+
+def test_a_copy_is_a_file_of_its_own(tmp_path):
+    files, record = artifact(tmp_path / "a")
+    made = publish(files, record, tmp_path / "out", "cell", MEMORY)
+    assert (made / "model").stat().st_nlink == 1
+    assert (made / "model").stat().st_ino != (files / "model").stat().st_ino
+
+
 def test_an_artifact_that_was_changed_afterwards_is_noticed(tmp_path):
-    made = publish(tmp_path / "a", artifact(tmp_path / "a"), tmp_path / "out", "cell", keep=False)
-    (made / "model").unlink()
+    files, record = artifact(tmp_path / "a")
+    made = publish(files, record, tmp_path / "out", "cell", MEMORY)
     (made / "model").write_text("changed")
+    assert published(record, tmp_path / "out", "cell", MEMORY) is None
     with pytest.raises(StepError, match="was changed after it was built"):
-        publish(tmp_path / "b", artifact(tmp_path / "b"), tmp_path / "out", "cell", keep=False)
-
-
-def test_an_artifact_of_two_builds_is_whole_in_both(tmp_path):
-    made = publish(tmp_path / "a", artifact(tmp_path / "a"), tmp_path / "out", "one", keep=False)
-    manifest = Manifest.model_validate_json((made / "manifest.json").read_bytes())
-    other = publish(made, manifest, tmp_path / "out", "two", keep=True)
-    assert (made / "model").read_text() == (other / "model").read_text() == "weights"
+        publish(files, record, tmp_path / "out", "cell", MEMORY)

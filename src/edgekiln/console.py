@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from edgekiln.engine.scheduler import Outcome
     from edgekiln.engine.step import Step
 
-#: Between two pictures on a terminal, in seconds; a picture costs about 2 ms.
+#: Between two pictures on a terminal, in seconds; a picture costs about 1 ms.
 _REFRESH_SECONDS: Final = 0.5
 #: The same while a measurement runs alone on the machine.
 _QUIET_SECONDS: Final = 2.0
@@ -34,7 +34,7 @@ _QUIET_SECONDS: Final = 2.0
 _SILENT_SECONDS: Final = 60.0
 _BAR_WIDTH: Final = 12
 #: A label is not shortened to less for the sake of what stands beside it.
-_LABEL_WIDTH: Final = 20
+_LABEL_WIDTH: Final = 16
 _NAMES: Final = 4
 
 
@@ -299,7 +299,7 @@ class _Screen:
             yield Text(self._fitted(summary, width), style=self._dim, no_wrap=True, overflow="crop")
 
     def _table(self, tasks: Sequence[Running], width: int) -> list[str]:
-        """Return what runs at the left and how far it is at the right, with bars and notes if there is room for them."""
+        """Return what runs at the left and how far it is at the right, as far as there is room."""
         from rich.cells import cell_len, set_cell_size
 
         now = _clock()

@@ -103,7 +103,8 @@ class Progress:
         """Count a step as running; the steps of a batch are one."""
         key = _key(step)
         with self._lock:
-            if key in self._running:
+            if (running := self._running.get(key)) is not None:
+                self._running[key] = replace(running, last_seconds=_longer(running.last_seconds, last_seconds))
                 return
             name = step.name if step.batch is None else step.batch.name
             label = printable(f"{name}: {step.action}")
@@ -180,20 +181,25 @@ class Progress:
             waiting = {step: known for step, known in self._left.items() if _key(step) not in running}
         spans = [(task.left(now), task.alone) for task in running.values()]
         # The steps of a batch took as long as their batch did, each of them.
-        batches = {_key(step): (known, step.needs.alone) for step, known in waiting.items()}
+        batches: dict[Hashable, tuple[float | None, bool]] = {}
+        for step, known in waiting.items():
+            before, _ = batches.get(_key(step), (known, False))
+            batches[_key(step)] = _longer(before, known), step.needs.alone
         spans += batches.values()
-        known = [(seconds, alone) for seconds, alone in spans if seconds is not None]
-        beside = [seconds for seconds, alone in known if not alone]
-        total = sum(seconds for seconds, alone in known if alone) + max(
-            sum(beside) / self._jobs, max(beside, default=0.0)
-        )
+        alone = sum(seconds for seconds, alone in spans if alone and seconds is not None)
+        beside = [seconds for seconds, alone in spans if not alone and seconds is not None]
+        total = alone + max(sum(beside) / self._jobs, max(beside, default=0.0))
         if total < 1:
             return None
-        return f"{'about' if len(known) == len(spans) else 'at least'} {_rough(total)} left"
+        return f"{'at least' if any(seconds is None for seconds, _ in spans) else 'about'} {_rough(total)} left"
 
 
 def _key(step: Step) -> Hashable:
     return step if step.batch is None else step.batch
+
+
+def _longer(one: float | None, other: float | None) -> float | None:
+    return max((seconds for seconds in (one, other) if seconds is not None), default=None)
 
 
 def span(seconds: float) -> str:

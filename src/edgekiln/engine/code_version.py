@@ -16,7 +16,8 @@ from typing import Final
 _PACKAGE: Final = "edgekiln"
 #: Every form of import in this project, which is checked against Python's own parser in a test.
 _IMPORT: Final = re.compile(
-    rf"^[ \t]*(?:from[ \t]+({_PACKAGE}(?:\.\w+)*)[ \t]+import[ \t]+(\([^)]*\)|[^\n#]+)|import[ \t]+({_PACKAGE}(?:\.\w+)*))",
+    rf"^[ \t]*(?:from[ \t]+({_PACKAGE}(?:\.\w+)*)[ \t]+import[ \t]+(\([^)]*\)|[^\n#]+)"
+    rf"|import[ \t]+({_PACKAGE}(?:\.\w+)*))",
     re.MULTILINE,
 )
 _NAME: Final = re.compile(r"(\w+)(?:[ \t]+as[ \t]+\w+)?[ \t]*(?:,|$|\)|\n|#)")

@@ -45,6 +45,10 @@ class _FarError(Exception):
     """The far side did not do what it was asked to."""
 
 
+class _MissingError(Exception):
+    """A far file is not there."""
+
+
 class FsspecStore:
     """Results at an address, by way of a local store.
 
@@ -77,7 +81,8 @@ class FsspecStore:
         except FileNotFoundError:
             return
         except _FarError as error:
-            raise MachineError(f"the cache {url} cannot be reached ({error}); check the address and the network") from None
+            message = f"the cache {url} cannot be reached ({error}); check the address and the network"
+            raise MachineError(message) from None
 
     # --- finding -------------------------------------------------------------------------------------------------
 
@@ -117,17 +122,18 @@ class FsspecStore:
     def put(self, claim: Claim, record: Record) -> Path:
         """Keep what a claim's directory holds here, and send it; see `Store.put`."""
         path = self.near.put(claim, record)
-        with self._writing():
-            for file in record.files:
-                self._send(path / file.path, file.sha256, file.size)
-            self._send_entry(Entry(record=record, stamps={}, kept=True))
+        if self._can_write:
+            with self._writing():
+                for file in record.files:
+                    self._send(path / file.path, file.sha256, file.size)
+                self._send_entry(Entry(record=record, stamps={}, kept=True))
         return path
 
     def drop_files(self, key: str) -> None:
         """Forget the files of a step, not that it was made; those of the far side may belong to others too and stay."""
         entry = self._far_entry(key)
         self.near.drop_files(key)
-        if entry is not None and entry.kept:
+        if entry is not None and entry.kept and self._can_write:
             with self._writing():
                 self._send_entry(entry.model_copy(update={"kept": False}))
 
@@ -135,8 +141,9 @@ class FsspecStore:
         """Forget a step on both sides."""
         self.near.remove(key)
         self._found.pop(key, None)
-        with self._writing(), contextlib.suppress(FileNotFoundError), self._asking():
-            self._fs.rm_file(self._entry_path(key))
+        if self._can_write:
+            with self._writing(), contextlib.suppress(FileNotFoundError), self._asking():
+                self._fs.rm_file(self._entry_path(key))
 
     def using(self) -> AbstractContextManager[None]:
         """Keep everybody from removing results of this machine meanwhile."""
@@ -158,7 +165,7 @@ class FsspecStore:
                 yield
         except FileNotFoundError:
             raise
-        except Exception as error:  # noqa: BLE001 - each library has exceptions of its own, and no common base
+        except Exception as error:  # each library has exceptions of its own, and no common base
             raise _FarError(f"{type(error).__name__}: {error}") from error
 
     @contextmanager
@@ -172,13 +179,9 @@ class FsspecStore:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Send nothing more to a far side that cannot be written; the block is entered all the same."""
+        """Send nothing more to a far side that cannot be written."""
         try:
-            if not self._can_write:
-                raise _Skip
             yield
-        except _Skip:
-            pass
         except (FileNotFoundError, _FarError) as error:
             self._can_write = False
             self._complain(f"the cache {self.url} cannot be written ({error}); what is made stays on this machine")
@@ -260,20 +263,20 @@ class FsspecStore:
 
     def _fetch_into(self, claim: Claim, record: Record) -> Path | None:
         if record.size > (free := shutil.disk_usage(self.near.root).free):
-            self._complain(f"{record.name} of the cache {self.url} has {record.size} bytes, but only {free} are free here")
+            self._complain(f"{record.name} of {self.url} has {record.size} bytes, but only {free} are free here")
             return None
         wanted = {claim.directory / file.path for file in record.files}
         for path in [each for each in claim.directory.rglob("*") if not each.is_dir() and each not in wanted]:
             remove_tree(path)
         for file in record.files:
+            fault: str | None = "cannot be read"
             try:
-                fault = self._bring(claim.directory / file.path, file.sha256, file.size)
-            except _FarError as error:
                 with self._reading():
-                    raise error
-                return None
+                    fault = self._bring(claim.directory / file.path, file.sha256, file.size)
             except OSError as error:
                 raise write_fault(self.near.root.parent, error, FIX) from None
+            if not self._can_read:
+                return None
             if fault is not None:
                 self._complain(f"{file.path} of {record.name} in the cache {self.url} {fault}; the step is made again")
                 self._found.pop(record.key, None)
@@ -323,14 +326,6 @@ class FsspecStore:
                     file.close()
         except FileNotFoundError:
             raise _MissingError from None
-
-
-class _MissingError(Exception):
-    """A far file is not there."""
-
-
-class _Skip(Exception):  # noqa: N818 - no error, a way out of a block
-    """Nothing is to be done."""
 
 
 def _connect(url: str, *, offline: bool) -> tuple[AbstractFileSystem, str]:

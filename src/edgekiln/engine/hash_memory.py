@@ -1,26 +1,31 @@
 """sha256 of files, remembered: a file that looks as it did when it was hashed is not read again.
 
-"Looks" is size, modification time, change time and inode, the change time above all, since no program can set it. As in
-git's index, a file that was changed within two seconds before it was hashed is not remembered: it might change once more
-without looking otherwise. The same holds where the clock was put back and a change time lies in the future.
+"Looks" is size, modification time, change time and inode, the change time above all, since no program can set it. As
+in git's index, a file that was changed just before it was hashed is not remembered: it might change once more without
+looking otherwise. The same holds where the clock was put back and a change time lies in the future.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from edgekiln.artifact import sha256_file
 
-#: Coarser than the time stamps of any file system in use (FAT has two seconds).
-_RACY_SECONDS: Final = 2.0
+#: What two changes lie apart at least if their time stamps differ: FAT has two seconds; file systems that count below
+#: the millisecond take the time from the system's tick, ten milliseconds at most.
+_COARSE_SECONDS: Final = 2.5
+_FINE_SECONDS: Final = 0.05
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+#: What was found is written down at the end of a run and, in a long one, now and then.
+_SAVE_SECONDS: Final = 10.0
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, looks TEXT NOT NULL, sha256 TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS durations (name TEXT PRIMARY KEY, seconds REAL NOT NULL) WITHOUT ROWID;
@@ -28,8 +33,7 @@ CREATE TABLE IF NOT EXISTS durations (name TEXT PRIMARY KEY, seconds REAL NOT NU
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
-class Look:
+class Look(NamedTuple):
     """How a file looks from outside."""
 
     size: int
@@ -39,17 +43,27 @@ class Look:
     device: int
 
     @classmethod
-    def at(cls, path: Path) -> Look:
+    def at(cls, path: str | Path) -> Look:
         """Return how a file looks now."""
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116 - a thousand of them are looked at in a run that makes nothing
         return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
 
-    def is_settled(self) -> bool:
-        """Return whether a change from now on would show."""
-        return time.time() - max(self.mtime_ns, self.ctime_ns) / 1e9 > _RACY_SECONDS
+    def unsettled_seconds(self) -> float:
+        """Return for how long from now on a change might not show; 0 or less when it would."""
+        is_coarse = self.mtime_ns % 1_000_000 == 0 and self.ctime_ns % 1_000_000 == 0
+        settles = max(self.mtime_ns, self.ctime_ns) / 1e9 + (_COARSE_SECONDS if is_coarse else _FINE_SECONDS)
+        return settles - time.time()
 
     def __str__(self) -> str:
-        return f"{self.size} {self.mtime_ns} {self.ctime_ns} {self.inode} {self.device}"
+        return " ".join(map(str, self))
+
+
+def _is_settled(look: Look) -> bool:
+    """Return whether a change from now on would show, after a short wait if that is all it takes."""
+    if 0 < (seconds := look.unsettled_seconds()) <= _FINE_SECONDS:
+        time.sleep(seconds)
+        return look.unsettled_seconds() <= 0
+    return seconds <= 0
 
 
 class HashMemory:
@@ -63,42 +77,59 @@ class HashMemory:
         self._path = path
         self._lock = threading.Lock()
         self._known: dict[str, tuple[str, str]] = {}
-        self._pending: dict[str, tuple[Look, str]] = {}
+        self._new_files: dict[str, tuple[str, str]] = {}
+        self._new_durations: dict[str, float] = {}
+        self._saved_at = time.monotonic()
+        self._writable = False
         self._connection: sqlite3.Connection | None = None
-        if path is not None and (found := self._guarded(self._connect)) is not None:
-            self._connection = found
+        if path is not None:
+            self._connection = self._guarded(self._connect) or self._guarded(self._connect)
 
     def _connect(self) -> sqlite3.Connection | None:
+        """Open the database, and make it if need be; one that can only be read is not looked after."""
         if self._path is None:
             return None
-        writable = os.access(self._path if self._path.exists() else self._path.parent, os.W_OK)
-        uri = f"{self._path.resolve().as_uri()}{'' if writable else '?mode=ro&immutable=1'}"
+        self._writable = os.access(self._path if self._path.exists() else self._path.parent, os.W_OK)
+        uri = f"{self._path.absolute().as_uri()}{'' if self._writable else '?mode=ro&immutable=1'}"
         connection = sqlite3.connect(uri, uri=True, timeout=5.0, check_same_thread=False, isolation_level=None)
-        if writable:
+        if self._writable:
             connection.executescript(_TABLES)
+        connection.execute("SELECT path, looks, sha256 FROM files LIMIT 1").fetchone()
+        connection.execute("SELECT name, seconds FROM durations LIMIT 1").fetchone()
         return connection
 
     def _guarded(self, action: Callable[[], _T]) -> _T | None:
         """Do something with the database; one that is damaged is thrown away, since all in it can be found anew."""
         try:
             return action()
-        except sqlite3.DatabaseError as error:
-            if not isinstance(error, sqlite3.OperationalError) and self._path is not None:
+        except sqlite3.OperationalError as error:  # locked for long, a full disk, no right to
+            if str(error).startswith("no such column") and self._writable:
+                self._throw_away()
+        except sqlite3.DatabaseError:
+            self._throw_away()
+        except (OSError, ValueError):
+            pass
+        self._connection = None
+        return None
+
+    def _throw_away(self) -> None:
+        if self._path is not None:
+            for name in (self._path.name, f"{self._path.name}-journal", f"{self._path.name}-wal"):
                 with contextlib.suppress(OSError):
-                    self._path.unlink(missing_ok=True)
-            self._connection = None
-            return None
+                    self._path.with_name(name).unlink(missing_ok=True)
+
+    # --- files -----------------------------------------------------------------------------------------------------
 
     def known(self, path: Path) -> str | None:
         """Return the sha256 of a file that is remembered and looks as it did; None where it must be hashed."""
-        place = os.path.realpath(path)
+        name = _name(path)
         try:
-            look = Look.at(path)
+            look = str(Look.at(path))
         except OSError:
             return None
         with self._lock:
-            found = self._known.get(place) or self._look_up(place)
-        return found[1] if found is not None and found[0] == str(look) else None
+            found = self._known.get(name) or self._look_up(name)
+        return found[1] if found is not None and found[0] == look else None
 
     def digest(self, path: Path) -> str:
         """Return the sha256 of a file.
@@ -109,42 +140,91 @@ class HashMemory:
         if (found := self.known(path)) is not None:
             return found
         before = Look.at(path)
+        is_settled = _is_settled(before)
         sha256 = sha256_file(path)
-        if Look.at(path) == before:
-            self.remember(path, sha256)
+        if is_settled and Look.at(path) == before:
+            self._learn(path, before, sha256)
         return sha256
 
     def digests(self, paths: Iterable[Path]) -> list[str]:
-        """Return the sha256 of several files, hashed side by side."""
+        """Return the sha256 of several files, hashed side by side.
+
+        Raises:
+            OSError: One cannot be read.
+        """
         from concurrent.futures import ThreadPoolExecutor
 
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="hash") as pool:
-            return list(pool.map(self.digest, paths))
+        wanted = list(paths)
+        found = {path: self.known(path) for path in wanted}
+        missing = [path for path, sha256 in found.items() if sha256 is None]
+        if missing:
+            with ThreadPoolExecutor(min(8, os.cpu_count() or 1, len(missing)), thread_name_prefix="hash") as pool:
+                found.update(zip(missing, pool.map(self.digest, missing), strict=True))
+        return [sha256 for path in wanted if (sha256 := found[path]) is not None]
 
     def remember(self, path: Path, sha256: str) -> None:
-        """Remember what a file is known to hold, as soon as a change of it would show; see `save`."""
-        with contextlib.suppress(OSError), self._lock:
-            place, look = os.path.realpath(path), Look.at(path)
-            self._known[place] = str(look), sha256
-            self._pending[place] = look, sha256
+        """Remember what a file is known to hold, if a change of it from now on would show; see `save`."""
+        with contextlib.suppress(OSError):
+            look = Look.at(path)
+            if _is_settled(look) and Look.at(path) == look:
+                self._learn(path, look, sha256)
+
+    def _learn(self, path: Path, look: Look, sha256: str) -> None:
+        name = _name(path)
+        with self._lock:
+            self._known[name] = self._new_files[name] = str(look), sha256
+
+    def _look_up(self, name: str) -> tuple[str, str] | None:
+        match self._row("SELECT looks, sha256 FROM files WHERE path = ?", name):
+            case (str(look), str(sha256)) if _SHA256.fullmatch(sha256):
+                self._known[name] = look, sha256
+                return look, sha256
+        return None
+
+    # --- durations ---------------------------------------------------------------------------------------------------
 
     def seconds(self, name: str) -> float | None:
         """Return how long a step of this name took the last time it ran."""
         with self._lock:
-            row = self._row("SELECT seconds FROM durations WHERE name = ?", name)
-        return None if row is None else float(row[0])
+            if name in self._new_durations:
+                return self._new_durations[name]
+            match self._row("SELECT seconds FROM durations WHERE name = ?", name):
+                case (float(seconds),):
+                    return seconds
+        return None
 
     def took(self, name: str, seconds: float) -> None:
         """Remember how long a step took."""
         with self._lock:
-            self._change("REPLACE INTO durations VALUES (?, ?)", [(name, seconds)])
+            self._new_durations[name] = seconds
+        if time.monotonic() - self._saved_at > _SAVE_SECONDS:
+            self.save()
+
+    # --- the database ------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write down what was found; files that were changed just now are left out."""
+        """Write down what was found."""
         with self._lock:
-            rows = [(place, str(look), sha256) for place, (look, sha256) in self._pending.items() if look.is_settled()]
-            self._change("REPLACE INTO files VALUES (?, ?, ?)", rows)
-            self._pending = {place: kept for place, kept in self._pending.items() if not kept[0].is_settled()}
+            files = [(name, *found) for name, found in self._new_files.items()]
+            durations = list(self._new_durations.items())
+            self._change({"files VALUES (?, ?, ?)": files, "durations VALUES (?, ?)": durations})
+            if self._connection is not None and self._writable:
+                self._new_files, self._new_durations = {}, {}
+            self._saved_at = time.monotonic()
+
+    def forget_missing(self) -> None:
+        """Forget files that are gone."""
+        connection = self._connection
+        if connection is None or not self._writable:
+            return
+
+        def change() -> None:
+            names = [str(row[0]) for row in connection.execute("SELECT path FROM files")]
+            gone = [(name,) for name in names if not os.path.lexists(name)]
+            connection.executemany("DELETE FROM files WHERE path = ?", gone)
+
+        with self._lock:
+            self._guarded(change)
 
     def close(self) -> None:
         """Save and let go of the database."""
@@ -153,13 +233,6 @@ class HashMemory:
             self._connection.close()
             self._connection = None
 
-    def _look_up(self, place: str) -> tuple[str, str] | None:
-        row = self._row("SELECT looks, sha256 FROM files WHERE path = ?", place)
-        if row is None:
-            return None
-        self._known[place] = str(row[0]), str(row[1])
-        return self._known[place]
-
     def _row(self, query: str, value: str) -> tuple[object, ...] | None:
         connection = self._connection
         if connection is None:
@@ -167,14 +240,21 @@ class HashMemory:
         found: tuple[object, ...] | None = self._guarded(lambda: connection.execute(query, (value,)).fetchone())
         return found
 
-    def _change(self, query: str, rows: list[tuple[object, ...]]) -> None:
+    def _change(self, rows: dict[str, Sequence[tuple[object, ...]]]) -> None:
+        """Replace rows, all of them or none."""
         connection = self._connection
-        if connection is None or not rows:
+        if connection is None or not self._writable or not any(rows.values()):
             return
 
         def write() -> None:
             connection.execute("BEGIN IMMEDIATE")
-            connection.executemany(query, rows)
+            for where, values in rows.items():
+                connection.executemany(f"REPLACE INTO {where}", values)
             connection.execute("COMMIT")
 
         self._guarded(write)
+
+
+def _name(path: Path) -> str:
+    """Return a path as a text that any database takes; links need not be followed, since the inode tells."""
+    return os.path.abspath(path).encode("utf-8", "backslashreplace").decode()  # noqa: PTH100 - far faster

@@ -426,8 +426,8 @@ class LocalStore:
                     remove_tree(left)
                 place = Path(tempfile.mkdtemp(prefix=f"{key}-", dir=partial))
             (place / "files").mkdir(parents=True, exist_ok=True)
-            for left in ("shared", "private", "replaced"):
-                remove_tree(place / left)
+            for name in ("shared", "private", "replaced"):
+                remove_tree(place / name)
             for path in list((place / "files").rglob("*")):
                 make_private(path, place / "private")
         except OSError as error:

@@ -92,10 +92,15 @@ class MachineLock(SharedLock):
     """
 
     def __init__(self, directory: Path | None = None) -> None:
-        super().__init__((directory or _user_directory()) / _FILE)
+        place = directory or _user_directory()
+        super().__init__(None if place is None else place / _FILE)
 
 
-def _user_directory() -> Path:
+def _user_directory() -> Path | None:
+    """Return where the lock of a user lies, or None for a user without a home."""
     from platformdirs import user_state_path
 
-    return Path(os.environ.get("EDGEKILN_STATE") or user_state_path("edgekiln", appauthor=False))
+    try:
+        return Path(os.environ.get("EDGEKILN_STATE") or user_state_path("edgekiln", appauthor=False))
+    except RuntimeError:
+        return None

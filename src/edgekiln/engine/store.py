@@ -81,3 +81,7 @@ class Store(Protocol):
     def remove(self, key: str) -> None:
         """Forget a step."""
         ...
+
+    def using(self) -> AbstractContextManager[None]:
+        """Keep everybody from removing results while an engine runs."""
+        ...

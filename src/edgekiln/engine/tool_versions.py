@@ -24,8 +24,11 @@ from edgekiln.artifact import sha256_file
 _NATIVE: Final = re.compile(r"\.(?:so(?:\.[0-9.]+)?|dylib|dll|pyd)$")
 #: The lines of RECORD that are looked at: native libraries and the list itself.
 _WANTED: Final = re.compile(r"\.(?:so(?:\.[0-9.]+)?|dylib|dll|pyd)\"?,|\.dist-info/RECORD\"?,")
-#: Between the first file of an installation and its RECORD; beyond it a library was replaced.
+#: Between the last native library of an installation and its RECORD; one written to later was replaced.
 _INSTALL_SECONDS: Final = 60.0
+#: The same of change times, which no program can set: a whole environment that is copied or given to another user
+#: changes them all, and takes its time.
+_COPY_SECONDS: Final = 3600.0
 _MISSING: Final = "missing"
 
 
@@ -55,18 +58,21 @@ def _native_files(found: Distribution) -> Iterator[tuple[str, str]]:
         return
     rows = list(csv.reader(line for line in text.splitlines() if _WANTED.search(line)))
     listed = [Path(str(found.locate_file(row[0]))) for row in rows if row[0].endswith("RECORD")]
-    written = max((path.stat().st_mtime for path in listed if path.exists()), default=0.0)
+    times = [path.stat() for path in listed if path.exists()]
+    latest = max((status.st_mtime for status in times), default=0.0) + _INSTALL_SECONDS
+    latest_change = max((status.st_ctime for status in times), default=0.0) + _COPY_SECONDS
     for row in rows:
         if len(row) == 3 and _NATIVE.search(row[0]):
-            yield row[0], _digest(Path(str(found.locate_file(row[0]))), row[1], row[2], written)
+            yield row[0], _digest(Path(str(found.locate_file(row[0]))), row[1], row[2], latest, latest_change)
 
 
-def _digest(path: Path, digest: str, size: str, written: float) -> str:
-    """Return the sha256 that RECORD lists, in hex, or the file's own where it was replaced since."""
+def _digest(path: Path, digest: str, size: str, latest: float, latest_change: float) -> str:
+    """Return the sha256 that RECORD lists, in hex, or the file's own where it may have been replaced since."""
     algorithm, _, value = digest.partition("=")
     with contextlib.suppress(OSError, ValueError):
         status = path.stat()
-        if algorithm == "sha256" and status.st_size == int(size) and status.st_mtime <= written + _INSTALL_SECONDS:
+        untouched = status.st_mtime <= latest and status.st_ctime <= latest_change
+        if algorithm == "sha256" and status.st_size == int(size) and untouched:
             return base64.urlsafe_b64decode(value + "=" * (-len(value) % 4)).hex()
     return _hashed(path)
 

@@ -1,0 +1,12 @@
+"""No test reads or writes the user's own cache, or waits for another's measurement."""
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """Let all tests of a process share a cache, which goes with them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEKILN_CACHE", str(tmp_path_factory.mktemp("edgekiln-cache")))
+        patch.setenv("EDGEKILN_STATE", str(tmp_path_factory.mktemp("edgekiln-state")))
+        yield
