@@ -9,7 +9,6 @@ the checkpoint's own weights. llama.cpp's usual two steps go through an F16 file
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -34,6 +33,7 @@ from edgekiln.exporters.gguf_names import gguf_name
 from edgekiln.exporters.gguf_size import artifact_size
 from edgekiln.exporters.gguf_tokenizer import read_vocabulary
 from edgekiln.grids import BlockGrid, BlockRows, FloatDtype, Grid
+from edgekiln.installed import package_version
 from edgekiln.journal import Extent, Journal, Layout
 from edgekiln.safetensors import TensorInfo, TensorReader, widen
 from edgekiln.scheme import Scheme
@@ -241,7 +241,7 @@ class Gguf:
 
     def tool_versions(self) -> Mapping[str, str]:
         """Return the versions of the libraries that touch the bytes; the quantizer names its own."""
-        return {name: importlib.metadata.version(name) for name in ("gguf", "numpy")}
+        return {name: package_version(name) for name in ("gguf", "numpy")}
 
     def _chunks(
         self,

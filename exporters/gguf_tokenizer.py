@@ -157,11 +157,10 @@ def _vocabulary(path: Path, model: _Json, size: int) -> dict[int, str]:
         if model.get(option):
             raise UnsupportedError(f"{path} sets {option} of its BPE model, which llama.cpp does not do for Qwen")
     vocabulary = _member(path, model, "vocab", "model.")
-    numbers = list(vocabulary.values())
-    if set(map(type, numbers)) <= {int}:
-        tokens = dict(zip(numbers, vocabulary, strict=True))
-        if len(tokens) == len(numbers) and min(tokens, default=0) >= 0 and max(tokens, default=0) < size:
-            return tokens
+    numbers = [number for number in vocabulary.values() if type(number) is int]
+    tokens = dict(zip(numbers, vocabulary, strict=False))  # of as many as there are texts if every number is one
+    if len(tokens) == len(vocabulary) and min(tokens, default=0) >= 0 and max(tokens, default=0) < size:
+        return tokens
     raise _wrong_id(path, vocabulary, size)
 
 

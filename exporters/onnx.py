@@ -12,7 +12,6 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -40,6 +39,7 @@ from edgekiln.grids import (
     QuantizedRows,
     ScaleDtype,
 )
+from edgekiln.installed import package_version
 from edgekiln.journal import Journal
 from edgekiln.safetensors import TensorInfo, TensorReader
 from edgekiln.scheme import Scheme
@@ -149,7 +149,7 @@ class Onnx:
 
     def tool_versions(self) -> Mapping[str, str]:
         """Return the packages that touch the bytes."""
-        return {name: version(name) for name in TOOLS}
+        return {name: package_version(name) for name in TOOLS}
 
 
 def _ends(scheme: Scheme, provider: OnnxProvider) -> tuple[str, str]:
@@ -348,7 +348,7 @@ def _write_graph(
     if provider.genai_name is not None:
         make_portable(model)
     computed = Rewriter(model.graph, placed, provider).run()
-    model.producer_name, model.producer_version = "edgekiln", version("edgekiln")
+    model.producer_name, model.producer_version = "edgekiln", package_version("edgekiln")
     proto = ir.serde.serialize_model(model)
     (directory / MODEL_FILE).write_bytes(proto.SerializeToString(deterministic=True))
     return computed

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from edgekiln.checkpoint import Checkpoint, open_checkpoint
 from edgekiln.device import Device
 from edgekiln.errors import EdgekilnError, MachineError, UnsupportedError, UsageError
 from edgekiln.exporters.base import ExportPlan
+from edgekiln.installed import package_version
 from edgekiln.pipelines.export import plan_export
 from edgekiln.pipelines.plan import Build, Plan
 from edgekiln.pipelines.targets import RUNTIMES
@@ -161,7 +162,7 @@ def check_runtime(build: Build) -> None:
     target = build.target
     package = RUNTIMES[target.runtime.name].package
     try:
-        found = version(package)
+        found = package_version(package)
     except PackageNotFoundError:
         raise MachineError(
             f"target {target.name} is validated with {package}, which is not installed; install it with pip"

@@ -5,10 +5,13 @@ Started as `python -m edgekiln.pipelines.export_task` by `edgekiln.process.run_t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +22,7 @@ from edgekiln.checkpoint import Checkpoint, open_resolved
 from edgekiln.device import Device
 from edgekiln.errors import MachineError
 from edgekiln.exporters.base import ExportPlan
-from edgekiln.journal import Journal
+from edgekiln.journal import Journal, Layout, Written
 from edgekiln.memory import peak_rss_bytes
 from edgekiln.pipelines.export import artifact_tools, plan_export, write_artifact
 from edgekiln.process import Json, Limits, Task, run_task, serve
@@ -93,6 +96,27 @@ def export_in_child(
     return ExportAnswer(**{**answer, "files": tuple(FileEntry(**entry) for entry in answer["files"])})
 
 
+class _LoggedJournal(Journal):
+    """Says in the step's log what was done before, and of each tensor when it is whole: the journal goes at the end."""
+
+    def begin(self, directory: Path, layout: Layout) -> frozenset[str]:
+        """Begin an attempt; see `Journal.begin`."""
+        done = super().begin(directory, layout)
+        _say(f"{len(done)} of {len(layout.extents)} tensors were done before")
+        return done
+
+    def complete(self, name: str, written: Iterable[Written]) -> None:
+        """Note that a tensor is whole; see `Journal.complete`."""
+        super().complete(name, written)
+        _say(f"done: {name}")
+
+
+def _say(text: str) -> None:
+    """Print a line at once; that a full disk has no room for a log stops no export."""
+    with contextlib.suppress(OSError):
+        os.write(sys.stdout.fileno(), f"{text}\n".encode("utf-8", "backslashreplace"))
+
+
 def export(request: Json) -> Json:
     """Write and seal an artifact. Request: what `export_in_child` makes."""
     from filelock import FileLock, Timeout
@@ -106,7 +130,7 @@ def export(request: Json) -> Json:
         identity=request["identity"],
     )
     plan = plan_export(checkpoint, request["format"], Scheme(**request["scheme"]), Device(**request["device"]))
-    journal = Journal(path, _journal_key(checkpoint, plan))
+    journal = _LoggedJournal(path, _journal_key(checkpoint, plan))
     try:
         directory.mkdir(parents=True, exist_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -136,7 +136,7 @@ def fit_text(report: FitReport) -> str:
                 found.fit if found else "unsupported",
             ]
         )
-    lines = [plain_table(_COLUMNS, rows)]
+    lines = [plain_table(_COLUMNS, rows), ""]
     lines += [f"{each.build.requested}: {each.reason}" for each in report.candidates if each.reason]
     context = next((each.prediction.memory.context for each in report.candidates if each.prediction), None)
     tokens = f", {context:,} tokens of context" if context else ""

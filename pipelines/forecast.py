@@ -74,8 +74,8 @@ class Totals:
 
     Attributes:
         peak_memory_bytes: Of the hungriest step.
-        peak_disk_bytes: Reference, baselines and every artifact, and the published copies of those that are kept.
-        kept_disk_bytes: The same without the artifacts that are not kept.
+        peak_disk_bytes: Reference, baselines, every artifact and its published copy.
+        kept_disk_bytes: The same without the artifacts that are not kept, which go when the run ends.
         artifact_bytes: The artifacts alone; equal ones count once.
     """
 
@@ -209,14 +209,13 @@ class _Collector:
             fit = judge_fit(memory.total, build.target.memory)
             self.builds[build.id] = BuildPrediction(facts.artifact, memory, fit)
         export = self.export(build.id, build, build.scheme, build.format, plan)
+        publish = self.add(f"{build.id}.publish", "publish", (export,), _PUBLISH_MEMORY, facts.artifact)
         if build.keep:
-            self.kept.add(export)
-            self.add(f"{build.id}.publish", "publish", (export,), _PUBLISH_MEMORY, facts.artifact)
-        artifact = f"{build.id}.publish" if build.keep else export
-        needs = (REFERENCE, artifact)
+            self.kept |= {export, publish}
+        needs = (REFERENCE, publish)
         validated = self.add(f"{build.id}.validate", "validate", needs, facts.validate, _SMALL)
         baseline = self.baseline(build)
-        needs = (REFERENCE, artifact, validated, *((baseline,) if baseline else ()))
+        needs = (REFERENCE, publish, validated, *((baseline,) if baseline else ()))
         self.add(f"{build.id}.latency", "latency", needs, self.latency_memory(build.format), _SMALL)
         self.threads.add(min(build.threads, self.cores))
 
@@ -238,14 +237,14 @@ class _Collector:
         """Return sums and maxima over all steps; None where the checkpoint is not here."""
         if self.checkpoint is None:
             return None
-        disk = sum(step.disk_bytes or 0 for step in self.steps)
+        disk = {step.id: step.disk_bytes or 0 for step in self.steps}
         made = set(self.exports.values()) - set(self.baselines.values())
-        exports = {step.id: step.disk_bytes or 0 for step in self.steps if step.kind == "export"}
+        published = {step.id for step in self.steps if step.kind == "publish"}
         return Totals(
             peak_memory_bytes=max((step.memory_bytes or 0 for step in self.steps), default=0),
-            peak_disk_bytes=disk,
-            kept_disk_bytes=disk - sum(exports[name] for name in made - self.kept),
-            artifact_bytes=sum(exports[name] for name in made),
+            peak_disk_bytes=sum(disk.values()),
+            kept_disk_bytes=sum(disk.values()) - sum(disk[name] for name in (made | published) - self.kept),
+            artifact_bytes=sum(disk[name] for name in made),
         )
 
 

@@ -150,6 +150,7 @@ class Graph:
         self._predicted: dict[tuple[_Memory, str], int] = {}
         self._source = {"checkpoint": self._checkpoint.identity}
         self._processor = {"platform": platform_version(), "processor": hardware_names()}
+        self._machine = {"cores": [physical_cores(), logical_cores()], "memory_bytes": memory_bytes()}
         self.reference = self._reference()
 
     # --- reference --------------------------------------------------------------------------------------------------
@@ -237,7 +238,7 @@ class Graph:
             if work.limits.watch is not None:
                 work.limits.watch.peak_bytes = max(work.limits.watch.peak_bytes, answer.peak_memory_bytes)
             work.hashes |= {file.path: file.sha256 for file in answer.files}
-            work.resumed = answer.tensors_before
+            work.done_before, work.done_now = answer.tensors_before, answer.tensors_now
 
         self._exports[key] = Step(
             name=f"{name}.export",
@@ -422,8 +423,7 @@ class Graph:
             **dataclasses.asdict(protocol),
             "max_repeats": settings.max_repeats,
             "max_spread": settings.max_spread,
-            "cores": [physical_cores(), logical_cores()],
-            "memory_bytes": memory_bytes(),
+            **self._machine,
             **self._processor,
         }
 

@@ -1,7 +1,8 @@
 """A plan as a matrix of CI jobs: one for each build.
 
 A build that cannot be made is a job too, which ends with exit code 3 as `edgekiln build` would; where the pipeline
-allows it (`allow_unsupported`) there would be nothing to do, and it is left out.
+allows it (`allow_unsupported`) there would be nothing to do, and it is left out. Only the pipeline and the targets file
+decide: what depends on a checkpoint's shapes, each job finds out itself.
 """
 
 from __future__ import annotations

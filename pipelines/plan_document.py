@@ -111,11 +111,11 @@ class PlannedTotals(_Value):
 
     peak_memory_bytes: int = Field(description="Memory of the hungriest step.", examples=[4843613939])
     peak_disk_bytes: int = Field(
-        description="Disk for reference, fp16 baselines, every artifact, and published copies of those that are kept.",
+        description="Disk for reference, fp16 baselines, every artifact and its published copy.",
         examples=[30276893728],
     )
     kept_disk_bytes: int = Field(
-        description="The same without the artifacts that are not kept.", examples=[30276893728]
+        description="The same without artifacts that are not kept; they go when a run ends.", examples=[30276893728]
     )
     artifact_bytes: int = Field(description="The artifacts alone; equal ones count once.", examples=[6474373096])
 

@@ -99,7 +99,7 @@ def plan_text(plan: Plan, forecast: Forecast, reasons: Mapping[str, str], note: 
     wide = table_width() >= _WIDE
     columns = [column for column in _COLUMNS if wide or column[0] != "runtime"]
     rows = (_row(build, forecast.builds.get(build.id), reasons.get(build.id), wide=wide) for build in plan.builds)
-    lines = [plain_table(columns, rows)]
+    lines = [plain_table(columns, rows), ""]
     lines += [f"{name}: {reason}" for name, reason in reasons.items()]
     lines += [note] if note else []
     if forecast.totals is not None and forecast.builds:

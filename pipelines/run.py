@@ -6,6 +6,7 @@ code.
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -143,7 +144,13 @@ def _refuse_runtime(cell: Cell) -> None:
 
 def threads_here(build: Build) -> int:
     """Return the target's threads, or as many as this machine has: more would only wait for each other."""
-    return min(build.threads, logical_cores())
+    return min(build.threads, _cores())
+
+
+@functools.cache
+def _cores() -> int:
+    """Return the cores of this machine; control groups are a dozen files, and every build asks several times."""
+    return logical_cores()
 
 
 def make_steps(cells: Sequence[Cell], graph: Graph, out: Path, scratch: Path) -> dict[str, BuildSteps]:

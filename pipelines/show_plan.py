@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from edgekiln.errors import UsageError, nearest
 from edgekiln.exporters import EXPORTERS
 from edgekiln.memory import uncollected
 
+if TYPE_CHECKING:
+    from edgekiln.pipelines.cells import Outlook
+    from edgekiln.pipelines.forecast import Cached
+    from edgekiln.pipelines.plan import Plan
+
 FORMS: Final = ("table", "json", "github-matrix", "gitlab-matrix")
+
+
+def nothing_known(_plan: Plan, _outlook: Outlook) -> Mapping[str, Cached]:
+    """Return what the cache has: that is not looked at."""
+    return {}
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,7 @@ class PlanRequest:
         fit: A device to find precisions for.
         pipeline_given: A pipeline was named.
         selection: The options that select builds.
+        cached: Says by a step's id whether the cache has its result; what it leaves out is unknown.
     """
 
     form: str | None
@@ -32,6 +43,7 @@ class PlanRequest:
     fit: str | None
     pipeline_given: bool
     selection: Mapping[str, Any]
+    cached: Callable[[Plan, Outlook], Mapping[str, Cached]] = nothing_known
 
 
 def _form(request: PlanRequest) -> str:
@@ -84,26 +96,30 @@ def _output(request: PlanRequest, environment: Mapping[str, str]) -> str:
         environment=environment,
         only=selection["only"],
     )
+    if form.endswith("-matrix"):
+        return _matrix(form, plan, selection)
     outlook = look_ahead(plan)
-    if form == "github-matrix":
-        from edgekiln.pipelines.matrix import github_matrix
-
-        return github_matrix(plan, outlook.reasons)
-    if form == "gitlab-matrix":
-        from edgekiln.pipelines.matrix import gitlab_matrix
-
-        return gitlab_matrix(plan, outlook.reasons, list(_arguments(selection)))
     if form == "json":
         from edgekiln.pipelines.tables import plan_json
 
-        return plan_json(plan, forecast(plan, outlook), outlook.reasons)
+        return plan_json(plan, forecast(plan, outlook, request.cached(plan, outlook)), outlook.reasons)
     if request.explain is not None:
         from edgekiln.pipelines.tables import build_text
 
         return build_text(plan, request.explain, outlook.reasons)
     from edgekiln.pipelines.plan_table import plan_text
 
-    return plan_text(plan, forecast(plan, outlook), outlook.reasons, outlook.note)
+    return plan_text(plan, forecast(plan, outlook, request.cached(plan, outlook)), outlook.reasons, outlook.note)
+
+
+def _matrix(form: str, plan: Plan, selection: Mapping[str, Any]) -> str:
+    """Return the jobs of a plan. No checkpoint is opened: jobs are planned where it need not be."""
+    from edgekiln.pipelines.matrix import github_matrix, gitlab_matrix
+
+    reasons = {build.id: build.unsupported for build in plan.builds if build.unsupported}
+    if form == "github-matrix":
+        return github_matrix(plan, reasons)
+    return gitlab_matrix(plan, reasons, list(_arguments(selection)))
 
 
 def _flags(selection: Mapping[str, Any]) -> dict[str, object]:

@@ -11,7 +11,6 @@ loses most of its digits then; here the scale is rounded first and the codes are
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Literal
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgekiln.errors import UsageError
 from edgekiln.grids import Grid, IntegerGrid, IntegerRows, QuantizedRows
+from edgekiln.installed import package_version
 from edgekiln.quantizers.base import round_to_float16
 
 
@@ -76,7 +76,7 @@ class IntegerQuantizer:
 
     def library_versions(self) -> Mapping[str, str]:
         """Return the version of ONNX Runtime, whose kernel rounds."""
-        return {"onnxruntime": version("onnxruntime")}
+        return {"onnxruntime": package_version("onnxruntime")}
 
     def _own(self, grid: Grid) -> IntegerGrid:
         if not isinstance(grid, IntegerGrid) or grid.bits != self.bits:

@@ -7,7 +7,6 @@ grid of float16 scales the largest magnitude is rounded first, and the codes are
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Final
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgekiln.errors import UsageError
 from edgekiln.grids import BNB4_NF4, CodebookGrid, CodebookRows, Grid, QuantizedRows
+from edgekiln.installed import package_version
 from edgekiln.quantizers.base import round_to_float16
 
 #: The NF4 values in the order of their codes.
@@ -77,7 +77,7 @@ class Nf4:
 
     def library_versions(self) -> Mapping[str, str]:
         """Return the version of ONNX Runtime, whose kernel rounds."""
-        return {"onnxruntime": version("onnxruntime")}
+        return {"onnxruntime": package_version("onnxruntime")}
 
 
 def _nearest(blocks: NDArray[np.float32], absmax: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -442,7 +442,15 @@ def make_disk(folder: Path) -> None:
 
 _DISK: Final[Mapping[str, Any]] = {"needs": _no_namespaces, "leaves": frozenset({"disk"})}
 
+
 #: The table: heading, then name and case.
+def many_builds(count: int, option: str = "allow_unsupported: false") -> Make:
+    """Write a pipeline of so many builds, each with an option."""
+    line = f"  - {{{{target: onnx-cpu, precision: int8, group_size: {{}}, {option}}}}}\n"
+    builds = "".join(map(line.format, range(1, count + 1)))
+    return lambda f: (f / "p.yaml").write_text(f"schema: edgekiln.pipeline/1\nname: p\nbuilds:\n{builds}")
+
+
 CASES: Final[Mapping[str, Mapping[str, Case]]] = {
     "Shards and index": {
         "a shard that the index lists is missing": Case(
@@ -578,6 +586,28 @@ CASES: Final[Mapping[str, Mapping[str, Case]]] = {
             lambda f: (project()(f), make_disk(f)), 5, "cannot write disk/out: Read-only", (*BUILD, "--out",
             "disk/out"),
             wrapper=mounted("ro"), needs=_no_namespaces, leaves=_RUN_FILES | {"disk"}),
+    },
+    "Plans": {
+        "--format that there is not": Case(nothing, 2, "did you mean 'json'", ("plan", "--format", "jsn")),
+        "--json and another --format": Case(
+            nothing, 2, "contradict each other", ("plan", "--json", "--format", "table")),
+        "--fit with a device that there is not": Case(
+            nothing, 2, "did you mean 'gguf-cpu'", ("plan", "--fit", "gguf-cpuu", "--checkpoint", "c")),
+        "--fit and a pipeline": Case(
+            project(), 2, "leave out the pipeline", ("plan", "p.yaml", "--fit", "gguf-cpu"), leaves=_RUN_FILES),
+        "--fit and a matrix": Case(
+            nothing, 2, "--fit makes no jobs", ("plan", "--fit", "gguf-cpu", "--format", "github-matrix")),
+        "--fit with a checkpoint that is not here": Case(
+            nothing, 5, "not on this machine yet", ("plan", "--fit", "gguf-cpu", "--checkpoint", "nobody/has-this")),
+        "a matrix of more jobs than GitHub takes": Case(
+            many_builds(257), 2, "at most 256 jobs", ("plan", "p.yaml", "--format", "github-matrix"),
+            leaves=frozenset({"p.yaml"})),
+        "a matrix of more jobs than GitLab takes": Case(
+            many_builds(201), 2, "at most 200 jobs", ("plan", "p.yaml", "--format", "gitlab-matrix"),
+            leaves=frozenset({"p.yaml"})),
+        "keep that is no switch": Case(
+            many_builds(1, "keep: sometimes"), 2, "keep must be true or false, but is 'sometimes'", ("plan", "p.yaml"),
+            leaves=frozenset({"p.yaml"})),
     },
     "Runtimes and processes": {
         "a child that is killed": Case(

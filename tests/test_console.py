@@ -214,14 +214,16 @@ def test_the_estimate_is_what_is_left_over_the_jobs(names, jobs, alone, estimate
 
 
 def test_the_estimate_sinks_while_steps_run_and_is_never_negative():
-    a, b = step("a"), step("b")
-    progress, clock = progress_of(a, b)
+    a, b, c = step("a"), step("b"), step("c")
+    progress, clock = progress_of(a, b, c)
     progress.begin(a, 42.0)
+    assert progress.estimate() == "about 4 min left"
     clock.now += 41
-    assert progress.estimate() == "about 2 min left"
+    assert progress.estimate() == "about 3 min left"
     clock.now += 10_000
-    assert progress.estimate() == "about 2 min left"
+    assert progress.estimate() == "about 3 min left"
     progress.end(a)
+    progress.end(c)
     progress.begin(b, 120.0)
     clock.now += 10_000
     assert progress.estimate() is None
@@ -233,7 +235,7 @@ def test_the_estimate_sinks_while_steps_run_and_is_never_negative():
 
 def test_a_batch_is_one_line_and_counts_its_time_once():
     batch = Batch("latency of gguf", lambda _: {})
-    steps = [step(name, batch=batch, needs=Needs(alone=True)) for name in "ac"]
+    steps = [step(name, batch=batch, needs=Needs(alone=True)) for name in "ca"]
     progress, _ = progress_of(*steps)
     assert progress.estimate() == "about 60 s left"
     for member in steps:
@@ -288,7 +290,7 @@ try:
         console.begins(steps[2], None)
         console.advances(steps[2], 0.5)
         console.status("fetching model.safetensors: 1 GB of 2 GB")
-        time.sleep(1.2)
+        time.sleep(0.6)
         console.ends(steps[1], Outcome("made", seconds=1.2))
         console.ends(steps[2], Outcome("failed", seconds=1.2, error=StepError("it went wrong")))
         console.say("a path that is longer than forty columns: /" + "x" * 50)
@@ -376,9 +378,15 @@ LEFT = [
 ]
 
 
+@pytest.fixture(scope="module")
+def told():
+    """What the story writes to an ordinary terminal."""
+    return Terminal().finish()
+
+
 @needs_pty
-def test_a_terminal_shows_what_runs_and_keeps_what_ended():
-    raw = Terminal().finish()
+def test_a_terminal_shows_what_runs_and_keeps_what_ended(told):
+    raw = told
     during, hidden = picture(re.sub(r"\r(\x1b\[\d*[AK])+$", "", raw.partition("[2/10]")[0]))
     assert during[0] == LEFT[0]
     assert re.fullmatch(r"onnx-cpu-int1\.export: exporting 模型 Q4_0  [01] s, last time 42 s", during[1])
@@ -390,8 +398,8 @@ def test_a_terminal_shows_what_runs_and_keeps_what_ended():
 
 
 @needs_pty
-def test_no_color_is_respected():
-    assert "\x1b[2m" in Terminal().finish()
+def test_no_color_is_respected(told):
+    assert "\x1b[2m" in told
     raw = Terminal(NO_COLOR="1").finish()
     assert not re.findall(r"\x1b\[[0-9;]*m", raw)
     assert picture(raw) == (LEFT, True)
@@ -434,11 +442,10 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(term):
 
 
 @needs_pty
-@pytest.mark.parametrize("number", [signal.SIGINT])
-def test_ctrl_c_leaves_the_terminal_clean(number):
+def test_ctrl_c_leaves_the_terminal_clean():
     terminal = Terminal("hang").until(b"int3.export: exporting")
     assert not picture(terminal.raw.decode())[1]
-    terminal.process.send_signal(number)
+    terminal.process.send_signal(signal.SIGINT)
     raw = terminal.finish()
     assert terminal.process.returncode == 130
     assert picture(raw) == (LEFT, True)

@@ -8,6 +8,7 @@ A comment `<!-- file: NAME -->` before a fence makes it a file that the reader w
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -26,7 +27,11 @@ from edgekiln.reference_docs import PAGES, write_pages
 
 ROOT = Path(__file__).parent.parent
 PAGES_READ = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md"))]
-WORKFLOWS = sorted((ROOT / "examples" / "ci").glob("*.yml"))
+#: Complete ones; what GitLab's matrix adds to each job of its child pipeline is a part of another.
+WORKFLOWS = sorted(path for path in (ROOT / "examples" / "ci").glob("*.yml") if not path.stem.endswith("-job"))
+CHILD_JOB = ROOT / "examples" / "ci" / "gitlab-matrix-job.yml"
+#: The job of a matrix that is tried.
+BUILD_ID = "galaxy-a55-int4"
 
 #: Commands that are not run, by the reason. Each begins with one of these words.
 NOT_RUN = {
@@ -154,7 +159,8 @@ class Reader:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(private)}
         path = f"{self.bin}{os.pathsep}{os.environ['PATH']}"
         own = {"PATH": path, "HOME": str(self.home), "HF_HUB_OFFLINE": "1", "GITHUB_STEP_SUMMARY": str(self.summary)}
-        return {**kept, **own, **QUICK}
+        job = {"GITHUB_OUTPUT": str(self.summary.with_name("output")), "BUILD_ID": BUILD_ID}
+        return {**kept, **own, **job, **QUICK}
 
     def write(self, file: File) -> None:
         path = self.project / file.name
@@ -239,7 +245,8 @@ def test_the_long_builds_work_too(page, tmp_path):
 def lines_of(workflow: Path) -> list[str]:
     """Return the commands of a GitHub or GitLab workflow, in order."""
     document = YAML(typ="safe").load(workflow.read_text(encoding="utf-8"))
-    jobs = document["jobs"].values() if "jobs" in document else [job for job in document.values() if "script" in job]
+    keys = {"script", "before_script"}
+    jobs = document["jobs"].values() if "jobs" in document else [job for job in document.values() if keys & {*job}]
     scripts = []
     for job in jobs:
         scripts += [step["run"] for step in job.get("steps", ()) if "run" in step]
@@ -255,19 +262,28 @@ def test_the_workflows_do_what_they_say(workflow, tmp_path, done):
     tutorial = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
     reader.write(next(step for step in steps(tutorial) if isinstance(step, File) and step.name == "ship.yaml"))
     ran = []
-    for line in lines_of(workflow):
+    waiting = lines_of(workflow)
+    while waiting:
+        line = waiting.pop(0)
         if reason_not_to_run(line) is None:
             code, said = reader.run(line)
             assert code == 0, f"{line}\n{said}"
             ran.append(line.split()[:2])
+        if line.endswith("> builds.yml"):
+            waiting = [*waiting, *lines_of(CHILD_JOB), *lines_of(reader.project / "builds.yml")]
     assert ["edgekiln", "build"] in ran
     assert (reader.project / "artifacts" / "report.json").is_file()
     if workflow.name == "github.yml":
         assert reader.summary.read_text(encoding="utf-8").startswith("# Edgekiln report")
+    if workflow.name == "github-matrix.yml":
+        name, _, matrix = (tmp_path / "output").read_text(encoding="utf-8").partition("=")
+        assert name == "matrix"
+        assert BUILD_ID in {entry["id"] for entry in json.loads(matrix)["include"]}
 
 
-def test_both_workflows_are_tried():
-    assert [path.name for path in WORKFLOWS] == ["github.yml", "gitlab.yml"]
+def test_all_workflows_are_tried():
+    names = ["github-matrix.yml", "github.yml", "gitlab-matrix.yml", "gitlab.yml"]
+    assert [path.name for path in WORKFLOWS] == names
 
 
 def test_no_exception_outlives_its_command():

@@ -159,6 +159,9 @@ def test_what_a_power_loss_took_is_made_again_and_nothing_else(
             data.write(bytes(nbytes - nbytes // 2))
     last = max((part[1] + part[2], line["tensor"]) for line in lines for part in line["parts"])  # type: ignore[attr-defined]
     os.truncate(out / file, last[0] - 1)
+    if container == "gguf":  # before all tensors
+        with (out / file).open("r+b") as data:
+            data.write(bytes(100))
     raw = path.read_bytes()
     path.write_bytes(raw[: raw.rindex(b"parts")])  # the last line is torn
     (out / "manifest.json").write_text("of an attempt that ended after it")
@@ -354,6 +357,16 @@ def test_files_are_synchronized_now_and_then_and_a_fault_is_told(
         fill(tmp_path / "other", Journal(tmp_path / "other.journal"))
 
 
+def test_a_fault_of_the_last_synchronization_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(descriptor: int) -> None:
+        raise OSError(5, "no disk")
+
+    monkeypatch.setattr(journal_module, "_SYNC_SECONDS", 0.0)
+    monkeypatch.setattr(os, "fdatasync", broken, raising=False)
+    with pytest.raises(OSError, match="no disk"):
+        fill(tmp_path / "out", Journal(tmp_path / "journal"), Layout({"one.bin": 30}, {"a": LAYOUT.extents["a"]}))
+
+
 def test_a_short_attempt_is_not_synchronized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fdatasync", lambda _: pytest.fail("synchronized"), raising=False)
     fill(tmp_path / "out", Journal(tmp_path / "journal"))
@@ -380,3 +393,6 @@ def test_a_counter_follows_a_journal_while_it_grows_and_when_it_is_replaced(tmp_
     fill(tmp_path / "out", Watched(path, 3))
     assert seen == [0, 1, 2]
     assert (counter.count(), DoneCounter(path).count()) == (3, 3)
+    (tmp_path / "longer").write_bytes(b'{"tensor":"a"}\n' * 99)
+    (tmp_path / "longer").replace(path)
+    assert counter.count() == 99

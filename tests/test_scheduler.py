@@ -73,6 +73,7 @@ class Room:
     """A cache, and engines on it."""
 
     root: Path
+    locked: bool = True
     made: list[str] = field(default_factory=list)
     spans: list[tuple[str, float, float]] = field(default_factory=list)
 
@@ -90,7 +91,7 @@ class Room:
             self.heard,
             lambda step: self.root / "logs" / f"{step.name}.log",
             RunLog(self.root / "run.jsonl"),
-            MachineLock(self.root / "state"),
+            MachineLock(self.root / "state" if self.locked else self.root / "memory.db" / "state"),
             self.root / "scratch",
             Options(jobs, cores, memory_bytes, child_seconds, **options),
         )
@@ -120,6 +121,12 @@ class Room:
     def events(self, event):
         lines = (self.root / "run.jsonl").read_text().splitlines()
         return [line["step"] for line in map(json.loads, lines) if line["event"] == event]
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch):
+    """What survives a power loss is the stores' business."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture
@@ -255,10 +262,10 @@ def test_a_result_that_comes_out_otherwise_when_made_anew_is_not_mixed_with_the_
     b = room.step("b", a)
     first = room.run(b)
     room.store.drop_files(first["a"].record.key)
-    room.store.drop_files(first["b"].record.key)
-    second = room.run(b)
-    assert (second["b"].path / "file").read_text() == "2"
+    second = room.run(b, room.step("c", a, text="c"))
+    assert [(second[name].path / "file").read_text() for name in "abc"] == ["2", "2", "c2"]
     assert second["b"].record.key != first["b"].record.key
+    assert second["b"].record.ingredients.inputs == {"in0": second["a"].record.digest}
 
 
 def test_a_key_covers_all_inputs_even_if_one_is_looked_at_again_meanwhile(room):
@@ -386,6 +393,8 @@ def test_what_nobody_needs_any_more_is_not_made(room):
     late = room.step("late", room.step("first", seconds=0.3))
     outcomes = room.run(room.step("last", bad, late), jobs=2)
     assert endings(outcomes) == {"bad": "failed", "last": "stopped", "first": "made", "late": "skipped"}
+    outcomes = room.run(room.step("last", bad, room.step("beside")), jobs=1)
+    assert endings(outcomes) == {"bad": "failed", "last": "stopped", "beside": "skipped"}
     assert worst(o.error.exit_code for o in outcomes.values() if o.error) == ExitCode.STEP_FAILED
 
 
@@ -592,6 +601,18 @@ def test_steps_run_side_by_side(room):
     assert set(endings(room.run(*steps, jobs=3)).values()) == {"made"}
 
 
+@pytest.mark.parametrize("needs", [Needs(memory_bytes=40), Needs(cores=2), Needs(alone=True)])
+@pytest.mark.parametrize("locked", [True, False])
+def test_no_more_run_side_by_side_than_there_is_room_for(tmp_path, needs, locked):
+    """Whether or not there is a lock to keep other engines out."""
+    room = Room(tmp_path / "room", locked=locked)
+    names = "abcde"
+    limits = {"jobs": 5, "cores": 4, "memory_bytes": 100}
+    steps = [room.step(name, needs=needs if name < "d" else Needs(), seconds=0.05) for name in names]
+    room.run(*steps, **limits)
+    check_limits(room.spans, {step.name: step.needs for step in steps}, limits)
+
+
 def test_a_step_that_needs_more_than_there_is_runs_by_itself(room):
     steps = [room.step(name, needs=Needs(1000, 99), seconds=0.05) for name in "ab"]
     assert set(endings(room.run(*steps)).values()) == {"made"}
@@ -599,8 +620,8 @@ def test_a_step_that_needs_more_than_there_is_runs_by_itself(room):
     assert not overlap(one[1:], other[1:])
 
 
-def batch_of(room, names, failing=(), broken=False):
-    """Return alone steps that are made together."""
+def batch_of(room, names, failing=(), broken=False, alone=True):
+    """Return steps that are made together."""
 
     def run(works):
         room.made.append("+".join(work.step.name for work in works))
@@ -612,7 +633,7 @@ def batch_of(room, names, failing=(), broken=False):
 
     batch = Batch("together", run)
     return [
-        Step(name, "kind", "measuring", parameters={"name": name}, batch=batch, needs=Needs(alone=True))
+        Step(name, "kind", "measuring", parameters={"name": name}, batch=batch, needs=Needs(alone=alone))
         for name in names
     ]
 
@@ -631,13 +652,20 @@ def test_a_batch_waits_for_all_its_members_but_not_for_those_that_cannot_be_made
     first, slow, bad = room.step("first"), room.step("slow", seconds=0.3), room.step("bad", action=fail)
     steps = [
         dataclasses.replace(step, inputs={"in": other})
-        for step, other in zip(batch_of(room, "abc"), (first, slow, bad), strict=True)
+        for step, other in zip(batch_of(room, "abc", alone=False), (first, slow, bad), strict=True)
     ]
     outcomes = room.run(*steps, jobs=3)
     assert room.made[-1] == "a+b"
     assert endings(outcomes) == {
         "first": "made", "slow": "made", "bad": "failed", "a": "made", "b": "made", "c": "stopped",
     }  # fmt: skip
+
+
+def test_a_batch_that_would_wait_for_itself_is_refused(room):
+    first, last = batch_of(room, "ab")
+    between = room.step("between", first)
+    with pytest.raises(ValueError, match="b depends on another step of its batch"):
+        room.run(dataclasses.replace(last, inputs={"in": between}))
 
 
 def test_what_cannot_be_kept_fails_by_itself_in_a_batch(room, monkeypatch):
@@ -654,35 +682,37 @@ def test_what_cannot_be_kept_fails_by_itself_in_a_batch(room, monkeypatch):
 
 @st.composite
 def graphs(draw):
-    """Draw steps as (inputs, memory, cores, alone, batch), limits, and which of them an earlier run made."""
+    """Draw steps, limits, which steps an earlier run made, whether some are a batch, whether the machine has locks."""
     count = draw(st.integers(1, 9))
     steps = [
         (
             draw(st.sets(st.integers(0, number - 1), max_size=3)) if number else set(),
-            draw(st.sampled_from([0, 10, 40, 60, 150])),
+            draw(st.sampled_from([0, 40, 70, 150])),
             draw(st.integers(1, 5)),
             draw(st.sampled_from([False, False, False, True])),
         )
         for number in range(count)
     ]
     limits = {"jobs": draw(st.integers(1, 4)), "cores": 4, "memory_bytes": 100}
-    return steps, limits, draw(st.sets(st.integers(0, count - 1), max_size=2)), draw(st.booleans())
+    return steps, limits, draw(st.sets(st.integers(0, count - 1), max_size=2)), draw(st.booleans()), draw(st.booleans())
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(graphs())
 def test_limits_hold_and_every_step_is_made_once_whatever_the_graph(drawn):
-    described, limits, earlier, together = drawn
+    described, limits, earlier, together, locked = drawn
     with tempfile.TemporaryDirectory() as folder:
-        room = Room(Path(folder))
-        steps, needs, runs = [], {}, {}
+        room = Room(Path(folder), locked)
+        steps, needs, runs, measured = [], {}, {}, []
         batch = Batch("measurements", lambda works: dict(filter(None, (runs[work.step.name](work) for work in works))))
         for number, (inputs, memory, cores, alone) in enumerate(described):
             name = f"s{number}"
             needs[name] = Needs(memory, cores, alone)
             step = room.step(name, *(steps[i] for i in sorted(inputs)), needs=needs[name], seconds=0.002)
-            if together and alone and not any(steps[i].needs.alone for i in inputs):
+            measured.append(any(measured[i] for i in inputs))
+            if together and alone and not measured[-1]:
                 runs[name], step = step.run, dataclasses.replace(step, run=None, batch=batch)
+                measured[-1] = True
             steps.append(step)
         if earlier:
             room.run(*(steps[i] for i in earlier), **limits)

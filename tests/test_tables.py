@@ -185,7 +185,10 @@ def test_targets_in_json_have_sources_and_what_stands_in(catalogue: TargetsFile)
     assert "extends" not in mac
 
 
-FRAMEWORKS = {"torch", "transformers", "onnxruntime", "onnxruntime_genai", "llama_cpp", "mobius", "foundry_local_sdk"}
+FRAMEWORKS = {
+    *("torch", "transformers", "tokenizers", "huggingface_hub", "jinja2", "onnx", "onnx_ir", "onnxruntime"),
+    *("onnxruntime_genai", "llama_cpp", "gguf", "mobius", "foundry_local_sdk", "rich"),
+}
 
 
 #: CPU seconds; 0.7 on a quiet machine, and neighbours on the same cores add to it.

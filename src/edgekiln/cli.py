@@ -448,6 +448,55 @@ def doctor(path: Path | None, as_json: bool) -> int:
     return int(exit_code(report))
 
 
+@cli.group()
+def cache() -> None:
+    """Look after the results of earlier runs: in EDGEKILN_CACHE, or where this system keeps caches."""
+
+
+@cache.command("ls")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output and nothing else.")
+def cache_ls(as_json: bool) -> None:
+    """List every result with its size and when it was last used."""
+    from edgekiln.pipelines.cache import list_cache
+
+    _show(list_cache(os.environ, as_json=as_json).text)
+
+
+@cache.command("verify")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output and nothing else.")
+def cache_verify(as_json: bool) -> int:
+    """Hash every file; report and remove what is not what was put there."""
+    from edgekiln.pipelines.cache import verify_cache
+
+    shown = verify_cache(os.environ, as_json=as_json)
+    _show(shown.text)
+    return int(shown.exit_code)
+
+
+@cache.command("gc")
+@click.option("--max-size", required=True, metavar="SIZE", help="What may remain, like '20 GB'.")
+@click.option("--dry-run", is_flag=True, help="Show what would be removed; remove nothing.")
+def cache_gc(max_size: str, dry_run: bool) -> None:
+    """Remove what killed runs left, then what was not used for longest, until at most SIZE is left."""
+    from edgekiln.pipelines.cache import collect_garbage
+    from edgekiln.units import parse_size
+
+    _show(collect_garbage(os.environ, parse_size(max_size), dry_run=dry_run).text)
+
+
+@cache.command("explain")
+@click.argument("build_id", metavar="BUILD")
+@_selection
+def cache_explain(build_id: str, as_json: bool, **selection: Any) -> None:
+    """Say of each step of BUILD, a build of PIPELINE, whether it was made before, and if not, why."""
+    from edgekiln.console import Console
+    from edgekiln.pipelines.explain import explain
+
+    with Console() as console:
+        text = explain(_make_plan(**selection), build_id, console, as_json=as_json)
+    _show(text)
+
+
 @cli.command("completion")
 @click.argument("shell", metavar="|".join(completion.SHELLS), shell_complete=completion.choices)
 def completion_command(shell: str) -> None:

@@ -323,8 +323,7 @@ def _exit_with_parent(pid: int) -> None:
     if os.name == "nt":
         _wait_until_gone(pid)
     else:
-        parent = os.getppid()
-        while os.getppid() == parent:
+        while os.getppid() == pid:  # it may have gone while this process was still importing
             time.sleep(0.5)
     os._exit(1)
 

@@ -144,12 +144,12 @@ def remove_file(path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory with read-only files in it; it need not be there.
+    """Remove whatever it is, read-only files in it too; it need not be there.
 
     Raises:
         OSError: It cannot be removed.
     """
-    if path.is_symlink() or path.is_file():
+    if path.is_symlink() or not path.is_dir():  # rmtree would open a named pipe, and wait
         remove_file(path)
         return
     if os.name == "nt":  # where a read-only file cannot be removed

@@ -298,6 +298,12 @@ class LocalStore:
         entry = self._read(key)
         return entry is not None and entry.kept
 
+    def paths(self, record: Record) -> Iterator[Path]:
+        """Yield where the files of a result lie, and its entry."""
+        yield self._path(record.key)
+        if self.has_files(record.key):
+            yield from (self._result(record.key) / file.path for file in record.files)
+
     def last_use(self, key: str) -> float:
         """Return when a step's result was last used, in seconds since the epoch, to within an hour."""
         try:

@@ -13,13 +13,14 @@ from typing import Final
 
 from edgekiln.engine.fsspec_store import FsspecStore
 from edgekiln.engine.hash_memory import HashMemory
-from edgekiln.engine.local_store import LocalStore, complain_to_nobody
+from edgekiln.engine.local_store import LocalStore
 from edgekiln.engine.read_only_store import ReadOnlyStore
 from edgekiln.engine.store import Complaint, Store
 from edgekiln.errors import MachineError
 
 VARIABLE: Final = "EDGEKILN_CACHE"
-_MEMORY: Final = "memory.sqlite"
+#: What is remembered of files and durations, beside the entries.
+MEMORY: Final = "memory.sqlite"
 
 
 def cache_url(environment: Mapping[str, str]) -> str | None:
@@ -63,7 +64,7 @@ def open_store(
         near = LocalStore(cache_directory(environment), complain)
     except MachineError as error:
         return _instead(environment, error, complain, scratch, offline=offline)
-    memory = HashMemory(near.root / _MEMORY)
+    memory = HashMemory(near.root / MEMORY)
     url = cache_url(environment)
     return near if url is None else FsspecStore(url, near, complain, offline=offline), memory
 
@@ -82,16 +83,39 @@ def _instead(
         complain(f"nothing is cached: {error}")
         return made, HashMemory(None)
     complain(f"the cache is only read, and what is made now is not kept: {error}")
-    return ReadOnlyStore(base, made), HashMemory(base.root / _MEMORY)
+    return ReadOnlyStore(base, made), HashMemory(base.root / MEMORY)
 
 
-def open_directory(environment: Mapping[str, str]) -> LocalStore:
-    """Return the local part of the user's cache, to look after it.
+def open_to_read(environment: Mapping[str, str], complain: Complaint, *, writing: bool = False) -> LocalStore | None:
+    """Return what of the user's cache lies on this machine, to look at it, or None where there is none.
+
+    Args:
+        environment: Has `EDGEKILN_CACHE`, or not.
+        complain: Is told what is damaged.
+        writing: What is found damaged may be removed, where it can be.
+
+    Raises:
+        MachineError: No place for a cache is known.
+    """
+    place = cache_directory(environment)
+    try:
+        store = LocalStore(place, complain, read_only=True)
+    except MachineError:
+        return None
+    try:
+        return LocalStore(place, complain) if writing else store
+    except MachineError:
+        return store
+
+
+def open_to_remove(environment: Mapping[str, str], complain: Complaint) -> LocalStore | None:
+    """Return what of the user's cache lies on this machine, to remove of it, or None where there is none.
 
     Raises:
         MachineError: It cannot be written.
     """
-    return LocalStore(cache_directory(environment), complain_to_nobody)
+    place = cache_directory(environment)
+    return LocalStore(place, complain) if place.exists() else None
 
 
 def use(store: Store) -> AbstractContextManager[None]:

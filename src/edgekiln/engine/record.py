@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Final, Literal
 
@@ -85,6 +85,11 @@ class Record(BaseModel):
         return content_digest({entry.path: entry.sha256 for entry in self.files})
 
     @property
+    def kind(self) -> str:
+        """What the step does."""
+        return self.ingredients.kind
+
+    @property
     def size(self) -> int:
         """Bytes of all files."""
         return sum(entry.size for entry in self.files)
@@ -108,13 +113,23 @@ def differences(made: Ingredients, wanted: Ingredients) -> list[str]:
         ("input", made.inputs, wanted.inputs),
         ("parameter", made.parameters, wanted.parameters),
     )
-    for title, then, now in groups:
+    for title, *sides in groups:
+        then, now = (dict(_leaves(side)) for side in sides)
         lines += [
             f"{title} {name}: {_short(then.get(name))} then, {_short(now.get(name))} now"
             for name in sorted(then.keys() | now.keys())
             if _canonical(then.get(name)) != _canonical(now.get(name))
         ]
     return lines
+
+
+def _leaves(values: Mapping[str, object], above: str = "") -> Iterator[tuple[str, object]]:
+    """Yield what is in a mapping and in those within it, with its place: `scheme.precision`."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
 
 
 def _canonical(value: object) -> str:

@@ -24,7 +24,7 @@ from edgekiln.engine.hash_memory import HashMemory
 from edgekiln.engine.machine_lock import MachineLock
 from edgekiln.engine.record import Ingredients, Record
 from edgekiln.engine.run_log import RunLog
-from edgekiln.engine.step import Step, Work
+from edgekiln.engine.step import Batch, Step, Work
 from edgekiln.engine.store import Claim, Store
 from edgekiln.errors import BugError, EdgekilnError, InterruptError, MachineError
 from edgekiln.process import Limits, Watch
@@ -255,7 +255,9 @@ class Engine:
         return role in step.optional and ended is not None and ended.ending in _BAD
 
     def _state(self, step: Step) -> _State:
-        return self._states.setdefault(step, _State())
+        if (state := self._states.get(step)) is None:
+            state = self._states[step] = _State()
+        return state
 
     def _path(self, step: Step) -> Path | None:
         """Return where the files of a step lie, checked; None when they must be made."""
@@ -294,7 +296,9 @@ class Engine:
 
         Raises:
             KeyboardInterrupt: The user interrupted; all children have ended.
+            ValueError: A step depends on another of its batch, so that they cannot be made together.
         """
+        _check_batches(goals)
         try:
             while True:
                 self._look_around(goals)
@@ -361,8 +365,18 @@ class Engine:
 
     def _next(self) -> _Unit | None:
         """Return the next unit that may start now; measurements come last, when all else has been done."""
-        ready = [step for step, state in tuple(self._states.items()) if state.wanted and self._is_ready(step)]
+        if len(self._running) >= self._options.jobs:
+            return None
+        wanted = [step for step, state in self._states.items() if state.wanted]
+        ready = dict.fromkeys(step for step in wanted if self._is_ready(step))
+        tried: set[Batch] = set()
         for step in sorted(ready, key=lambda each: each.needs.alone):
+            if step.needs.alone and self._running:
+                break
+            if step.batch is not None:
+                if step.batch in tried:
+                    continue
+                tried.add(step.batch)
             if (unit := self._unit(step, ready)) is not None and self._fits(unit):
                 return unit
         if ready and not self._running and not self._said_waiting:
@@ -384,19 +398,16 @@ class Engine:
     def _inputs(self, step: Step) -> dict[str, Path]:
         return {role: path for role, other in step.inputs.items() if (path := self._path(other)) is not None}
 
-    def _unit(self, step: Step, ready: Sequence[Step]) -> _Unit | None:
+    def _unit(self, step: Step, ready: Collection[Step]) -> _Unit | None:
         """Return the unit of a step, or None while another step of its batch is not ready."""
         if step.batch is None:
             return _Unit((step,))
-        members = [other for other, state in self._states.items() if other.batch is step.batch]
-        waiting = [
+        missing = [
             other
-            for other in members
-            if (state := self._states[other]).outcome is None and (state.wanted or state.undecided)
+            for other, state in self._states.items()
+            if other.batch is step.batch and state.outcome is None and (state.wanted or state.undecided)
         ]
-        if any(other not in ready and self._state(other).outcome is None for other in waiting):
-            return None
-        return _Unit(tuple(other for other in waiting if self._state(other).outcome is None))
+        return _Unit(tuple(missing)) if all(other in ready for other in missing) else None
 
     def _fits(self, unit: _Unit) -> bool:
         """Return whether a unit may start beside those that run; the first one always may, but for who measures."""
@@ -407,8 +418,7 @@ class Engine:
         if self._running:
             memory = unit.memory_bytes + sum(other.memory_bytes for other in self._running)
             cores = unit.cores + sum(other.cores for other in self._running)
-            fits = memory <= self._options.memory_bytes and cores <= self._options.cores
-            if len(self._running) >= self._options.jobs or not fits:
+            if memory > self._options.memory_bytes or cores > self._options.cores:
                 return False
         return self._lock.try_share()
 
@@ -422,7 +432,8 @@ class Engine:
             state.running = True
             if state.retry_at == 0.0:
                 self._listener.begins(step, self._memory.seconds(step.name))
-                self._run_log.write("begin", step=step.name, kind=step.kind)
+                key = unit.given[step].ingredients.key
+                self._run_log.write("begin", step=step.name, kind=step.kind, key=key)
         threading.Thread(target=self._thread, args=(unit,), name=unit.steps[0].name, daemon=True).start()
 
     def _given(self, step: Step) -> _Given:
@@ -551,7 +562,8 @@ class Engine:
     def _work(self, step: Step, claim: Claim, unit: _Unit) -> Work:
         log = self._log(step)
         log.parent.mkdir(parents=True, exist_ok=True)
-        log.unlink(missing_ok=True)
+        if not (step.resumable and claim.journal.exists()):  # what goes on goes on in its log, too
+            log.unlink(missing_ok=True)
         limits = Limits(self._options.child_seconds, self._options.child_memory_bytes, unit.watch)
         given = unit.given[step]
         return Work(step, claim.directory, claim.journal, given.paths, log, limits, claim.hashes, records=given.records)
@@ -559,8 +571,8 @@ class Engine:
     def _keep(self, work: Work, claim: Claim, seconds: float, unit: _Unit) -> Outcome:
         """Put what a step made into the store, and return how it ended."""
         step, ingredients = work.step, unit.given[work.step].ingredients
-        if work.resumed:
-            self._run_log.write("resumed", step=step.name, done_before=work.resumed)
+        if work.done_before:
+            self._run_log.write("resumed", step=step.name, done_before=work.done_before, done_now=work.done_now)
         if work.place is not None:
             (record,) = work.records.values()
             return Outcome("made", work.place, record, seconds)
@@ -581,6 +593,22 @@ class Engine:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(claim.directory, path)
         return Outcome("made", path, record, seconds)
+
+
+def _check_batches(goals: Iterable[Step]) -> None:
+    """Refuse a batch that would wait for itself."""
+    above: dict[Step, frozenset[Batch]] = {}
+
+    def batches_from(step: Step) -> frozenset[Batch]:
+        if step not in above:
+            found = frozenset[Batch]().union(*(batches_from(other) for other in step.inputs.values()))
+            if step.batch is not None and step.batch in found:
+                raise ValueError(f"{step.name} depends on another step of its batch {step.batch.name!r}")
+            above[step] = found if step.batch is None else found | {step.batch}
+        return above[step]
+
+    for goal in goals:
+        batches_from(goal)
 
 
 def _run(works: Sequence[Work]) -> Mapping[Work, EdgekilnError]:

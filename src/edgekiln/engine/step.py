@@ -45,7 +45,8 @@ class Work:
         volatile: Why the result serves this run only and is not kept; set by the step.
         share: How much of it is done, 0 to 1, where the step says so.
         records: Record of each input.
-        resumed: Pieces that earlier attempts had done, set by a step that resumes.
+        done_before: Pieces that earlier attempts had done, set by a step that resumes.
+        done_now: Pieces that this attempt did.
     """
 
     step: Step
@@ -59,7 +60,8 @@ class Work:
     volatile: str | None = None
     share: float | None = None
     records: Mapping[str, Record] = field(default_factory=dict)
-    resumed: int = 0
+    done_before: int = 0
+    done_now: int = 0
 
 
 #: Does the work of several steps at once and returns what stopped some of them.
@@ -69,6 +71,8 @@ RunTogether: TypeAlias = Callable[[Sequence[Work]], Mapping[Work, EdgekilnError]
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Steps that are made together, such as measurements that take turns; each keeps a result of its own.
+
+    None of them may depend on another.
 
     Attributes:
         name: For progress.
