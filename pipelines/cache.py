@@ -10,7 +10,7 @@ import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -69,7 +69,7 @@ def list_cache(environment: Mapping[str, str], *, as_json: bool) -> Shown:
     complaints: list[str] = []
     store = open_to_read(environment, complaints.append)
     results = [] if store is None else sorted(_results(store), key=lambda each: -each.last_use)
-    total = sum({file: size for result in results for file, size in result.files.items()}.values())
+    total = _total(results)
     place = cache_directory(environment)
     if as_json:
         rows = [_json(result) for result in results]
@@ -132,6 +132,7 @@ def collect_garbage(environment: Mapping[str, str], max_bytes: int, *, dry_run: 
         if not dry_run:
             store.sweep()
         results = list(_results(store))
+        before = _total(results)
         gone, remain = _choose(results, max_bytes)
         if not dry_run:
             for result in gone:
@@ -144,9 +145,8 @@ def collect_garbage(environment: Mapping[str, str], max_bytes: int, *, dry_run: 
     lines = [f"{would}removed: {each.record.name} ({each.record.key[:12]}), {_size(each)}" for each in gone]
     if left:
         lines.append(f"{would}removed: what {len(left)} killed steps left")
-    freed = sum({file: size for each in gone for file, size in each.files.items()}.values())
     lines.append(
-        f"{len(gone)} of {len(results)} results {would}removed ({_bytes(freed)}); {_bytes(remain)} "
+        f"{len(gone)} of {len(results)} results {would}removed ({_bytes(before - remain)}); {_bytes(remain)} "
         f"{'would remain' if dry_run else 'remain'} of at most {_bytes(max_bytes)}"
     )
     return Shown("\n".join(lines))
@@ -167,7 +167,7 @@ def _choose(results: list[_Result], max_bytes: int) -> tuple[list[_Result], int]
     """Return what has to go so that at most `max_bytes` are left, and how many are left then."""
     names = Counter(file for result in results for file in result.files)
     sizes = {file: size for result in results for file, size in result.files.items()}
-    total, gone = sum(sizes.values()), []
+    total, gone = _total(results), []
     for result in sorted(results, key=lambda each: (each.last_use // _HOUR, -each.size)):
         if total <= max_bytes:
             break
@@ -175,6 +175,11 @@ def _choose(results: list[_Result], max_bytes: int) -> tuple[list[_Result], int]
         total -= sum(sizes[file] for file in result.files if names[file] == 0)
         gone.append(result)
     return gone, total
+
+
+def _total(results: Iterable[_Result]) -> int:
+    """Return the bytes of all files; what results share counts once."""
+    return sum({file: size for result in results for file, size in result.files.items()}.values())
 
 
 def _results(store: LocalStore) -> list[_Result]:
@@ -222,4 +227,4 @@ def _bytes(size: int) -> str:
         if value < 999.5:
             break
         value, name = value / 1000, unit
-    return f"{value:.0f} {name}" if name == "B" or value >= 99.5 else f"{value:.1f} {name}"
+    return f"{value:.0f} {name}" if name == "B" or value >= 99.95 else f"{value:.1f} {name}"

@@ -99,7 +99,7 @@ def _prepare(build: Build, planner: _Planner) -> Cell:
     if memory is not None and cell.plan.weights_bytes > memory:
         needed, given = cell.plan.weights_bytes / 2**20, memory / 2**20
         cell.unsupported = (
-            f"its weights take {needed:.0f} MiB, but {build.target.name} gives a model {given:.0f} MiB; "
+            f"its weights take {needed:.0f} MiB, but {build.target.name} gives a process {given:.0f} MiB; "
             "use a smaller precision or checkpoint"
         )
         cell.plan = None

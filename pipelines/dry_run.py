@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
 
-from edgekiln.checkpoint import open_checkpoint
 from edgekiln.console import Console
-from edgekiln.engine.scheduler import Found
-from edgekiln.engine.step import Step
-from edgekiln.pipelines.cells import prepare
-from edgekiln.pipelines.engine_room import EngineRoom, RunOptions, engine_room
-from edgekiln.pipelines.graph import Graph
-from edgekiln.pipelines.identify import identify
+from edgekiln.engine.survey import Forecast, Found
+from edgekiln.pipelines.engine_room import RunOptions
 from edgekiln.pipelines.plan import Plan
-from edgekiln.pipelines.run import goals_of, make_steps
+from edgekiln.pipelines.surveyed import Surveyed, surveyed
 from edgekiln.table import table
 
-_SAID = {"hit": "made before", "miss": "to be made", "unknown": "depends on what is to be made"}
+SAID: Final[Mapping[Forecast, str]] = MappingProxyType(
+    {"hit": "made before", "miss": "to be made", "unknown": "depends on what is to be made"}
+)
 
 
 def dry_run_text(plan: Plan, console: Console, options: RunOptions, *, as_json: bool) -> str:
@@ -30,17 +27,8 @@ def dry_run_text(plan: Plan, console: Console, options: RunOptions, *, as_json: 
     Raises:
         UsageError: The checkpoint or a scheme is impossible.
     """
-    settings = plan.settings.values
-    checkpoint = open_checkpoint(settings.checkpoint, offline=settings.offline, listener=console)
-    cells = prepare(plan, checkpoint)
-    with (
-        tempfile.TemporaryDirectory(prefix="edgekiln-") as scratch,
-        engine_room(settings, options, Path(scratch), lambda step: Path(scratch) / step.name, console) as room,
-    ):
-        identified = identify(checkpoint, room.memory)
-        steps = make_steps(cells, Graph(identified, settings, room.memory), settings.out, Path(scratch))
-        found = room.engine.forecast(goals_of(cells, steps))
-        return _json(found) if as_json else _table(list(found), found, room)
+    with surveyed(plan, console, options) as found:
+        return _json(found.found) if as_json else _table(found)
 
 
 def _json(found: Found) -> str:
@@ -48,11 +36,11 @@ def _json(found: Found) -> str:
     return json.dumps({"schema": "edgekiln.dry-run/1", "steps": steps}, indent=2)
 
 
-def _table(steps: Sequence[Step], found: Found, room: EngineRoom) -> str:
+def _table(found: Surveyed) -> str:
     columns = (("step", False), ("state", False), ("last time", True))
     rows = []
-    for step in steps:
-        seconds = room.memory.seconds(step.name)
-        rows.append([step.name, _SAID[found[step]], "–" if seconds is None else f"{seconds:.1f} s"])
-    missing = sum(found[step] != "hit" for step in steps)
-    return f"{table(columns, rows)}\n{missing} of {len(steps)} steps would be made."
+    for step, state in found.found.items():
+        seconds = found.room.memory.seconds(step.name)
+        rows.append([step.name, SAID[state], "–" if seconds is None else f"{seconds:.1f} s"])
+    missing = sum(state != "hit" for state in found.found.values())
+    return f"{table(columns, rows)}\n{missing} of {len(rows)} steps would be made."

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from types import MappingProxyType
 from typing import Final
 
-from edgekiln.checkpoint import open_checkpoint
 from edgekiln.console import Console
 from edgekiln.engine.record import Ingredients, Record, differences
-from edgekiln.engine.scheduler import Engine, Forecast, Found
 from edgekiln.engine.step import Step
 from edgekiln.engine.store import Store
+from edgekiln.engine.survey import Forecast, Found, Survey
 from edgekiln.errors import UnsupportedError, UsageError, nearest
-from edgekiln.pipelines.cells import prepare
-from edgekiln.pipelines.engine_room import EngineRoom, RunOptions, engine_room
-from edgekiln.pipelines.graph import Graph
-from edgekiln.pipelines.identify import identify
+from edgekiln.pipelines.dry_run import SAID
+from edgekiln.pipelines.engine_room import EngineRoom, RunOptions
 from edgekiln.pipelines.plan import Plan
-from edgekiln.pipelines.run import goals_of, make_steps
 from edgekiln.pipelines.selection import only_builds
+from edgekiln.pipelines.surveyed import surveyed
 
 #: A result of another name is worth a comparison when it differs in no more than this.
 _MOST_DIFFERENCES: Final = 3
@@ -46,11 +40,6 @@ class Explained:
     reasons: tuple[str, ...] = ()
 
 
-_SAID: Final[Mapping[Forecast, str]] = MappingProxyType(
-    {"hit": "made before", "miss": "to be made", "unknown": "not known yet"}
-)
-
-
 def explain(plan: Plan, build_id: str, console: Console, *, as_json: bool) -> str:
     """Return, for each step of a build, whether the cache has its result, and why not, as lines or JSON.
 
@@ -64,27 +53,17 @@ def explain(plan: Plan, build_id: str, console: Console, *, as_json: bool) -> st
     if build_id not in known:
         raise UsageError(f"{build_id!r} is no build of {plan.pipeline.document.name}; {nearest(build_id, known)}")
     plan = only_builds(plan, [build_id])
-    settings = plan.settings.values
-    checkpoint = open_checkpoint(settings.checkpoint, offline=settings.offline, listener=console)
-    cells = prepare(plan, checkpoint)
-    for cell in cells:
-        if cell.unsupported is not None:
-            raise UnsupportedError(f"{build_id} cannot be made: {cell.unsupported}")
-        if cell.error is not None:
-            raise cell.error
-    with (
-        tempfile.TemporaryDirectory(prefix="edgekiln-") as scratch,
-        engine_room(settings, RunOptions(), Path(scratch), lambda step: Path(scratch) / step.name, console) as room,
-    ):
-        identified = identify(checkpoint, room.memory)
-        steps = make_steps(cells, Graph(identified, settings, room.memory), settings.out, Path(scratch))
-        steps_found = list(explained(room, room.engine.forecast(goals_of(cells, steps))))
+    with surveyed(plan, console, RunOptions()) as found:
+        for cell in found.cells:
+            if cell.unsupported is not None:
+                raise UnsupportedError(f"{build_id} cannot be made: {cell.unsupported}")
+        steps_found = list(explained(found.room, found.found))
     if as_json:
         document = {"schema": "edgekiln.explain/1", "build": build_id, "steps": [asdict(each) for each in steps_found]}
         return json.dumps(document, indent=2)
     lines = []
     for each in steps_found:
-        lines += [f"{each.step}: {_SAID[each.state]}", *(f"    {reason}" for reason in each.reasons)]
+        lines += [f"{each.step}: {SAID[each.state]}", *(f"    {reason}" for reason in each.reasons)]
     return "\n".join(lines)
 
 
@@ -92,30 +71,30 @@ def explained(room: EngineRoom, found: Found) -> Iterator[Explained]:
     """Yield what is known of every step of a forecast."""
     records: list[Record] | None = None
     for step, state in found.items():
-        ingredients = None if state == "hit" else room.engine.ingredients(step)
+        ingredients = None if state == "hit" else room.engine.survey.ingredients(step)
         if state == "hit":
             reasons: tuple[str, ...] = ()
         elif state == "unknown" or ingredients is None:
-            reasons = (f"it depends on what is to be made first: {', '.join(_missing(step, room.engine))}",)
+            reasons = (f"it depends on what is to be made first: {', '.join(_missing(step, room.engine.survey))}",)
         else:
             if records is None:
                 records = list(room.store.records())
-            reasons = tuple(_why_missing(step, ingredients, records, room.engine, room.store))
+            reasons = tuple(_why_missing(step, ingredients, records, room.engine.survey, room.store))
         yield Explained(step.name, step.kind, state, reasons)
 
 
-def _missing(step: Step, engine: Engine) -> list[str]:
+def _missing(step: Step, survey: Survey) -> list[str]:
     """Return the inputs whose content is not known yet."""
-    return sorted({other.name for other in step.inputs.values() if engine.record(other) is None})
+    return sorted({other.name for other in step.inputs.values() if survey.record(other) is None})
 
 
 def _why_missing(
-    step: Step, ingredients: Ingredients, records: list[Record], engine: Engine, store: Store
+    step: Step, ingredients: Ingredients, records: list[Record], survey: Survey, store: Store
 ) -> list[str]:
     """Return why a step has to be made whose inputs are known."""
     if step.outside is not None:
         return ["it does not lie in the output folder, or not as it was exported"]
-    if engine.record(step) is not None or store.find(ingredients.key) is not None:
+    if survey.record(step) is not None or store.find(ingredients.key) is not None:
         return ["it was made, but its files are needed and were not kept"]
     made = _nearest(step, ingredients, records)
     if made is None:

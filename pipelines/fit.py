@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edgekiln.errors import MachineError
 from edgekiln.pipelines.cells import look_ahead
+from edgekiln.pipelines.fit_document import FitDocument, FitPrecision
 from edgekiln.pipelines.forecast import forecast
 from edgekiln.pipelines.plan import Build, Formats, Plan, expand
 from edgekiln.pipelines.plan_document import planned_prediction
@@ -20,7 +21,6 @@ from edgekiln.scheme import GENERIC_PRECISIONS
 from edgekiln.table import plain_table
 from edgekiln.yamlfile import parse_yaml
 
-FIT_SCHEMA = "edgekiln.fit/1"
 _NAME = "--fit"
 
 
@@ -140,30 +140,29 @@ def fit_text(report: FitReport) -> str:
     lines += [f"{each.build.requested}: {each.reason}" for each in report.candidates if each.reason]
     context = next((each.prediction.memory.context for each in report.candidates if each.prediction), None)
     tokens = f", {context:,} tokens of context" if context else ""
-    lines.append(f"{target.name}: {target.description}; {memory_text(target.memory)} for a model{tokens}")
+    memory = f"{memory_text(target.memory)} for the process" if target.memory else "no limit on memory given"
+    lines.append("On device: weights as the runtime holds them, a reordered copy included, key-value cache, the runtime itself.")
+    lines.append(f"{target.name}: {target.description}; {memory}{tokens}")
     lines.append(f"Checkpoint: {report.settings.values.checkpoint} ({report.settings.origins['checkpoint']})")
     return "\n".join(lines)
 
 
 def fit_json(report: FitReport) -> str:
     """Return the same as JSON."""
-    target = report.target
-    document = {
-        "schema": FIT_SCHEMA,
-        "checkpoint": report.settings.values.checkpoint,
-        "target": target.name,
-        "memory": target.memory,
-        "precisions": [_entry(each) for each in report.candidates],
-    }
-    return json.dumps(document, indent=2, ensure_ascii=False)
+    document = FitDocument(
+        checkpoint=report.settings.values.checkpoint,
+        target=report.target.name,
+        memory=report.target.memory,
+        precisions=tuple(map(_entry, report.candidates)),
+    )
+    return document.model_dump_json(by_alias=True, indent=2)
 
 
-def _entry(each: Candidate) -> Mapping[str, object]:
-    found = planned_prediction(each.prediction)
-    return {
-        "requested": each.build.requested,
-        "precision": each.build.precision,
-        "container_type": each.container_type,
-        "unsupported": each.reason,
-        "prediction": found.model_dump(mode="json") if found else None,
-    }
+def _entry(each: Candidate) -> FitPrecision:
+    return FitPrecision(
+        requested=each.build.requested,
+        precision=each.build.precision,
+        container_type=each.container_type,
+        unsupported=each.reason,
+        prediction=planned_prediction(each.prediction),
+    )

@@ -51,7 +51,9 @@ class PlannedDevice(_Value):
     context_length: int | None = Field(
         description="Tokens of context to plan for; null for the model's own.", examples=[4096]
     )
-    memory: int | None = Field(description="Bytes that a model may take; null where nothing is said.", examples=[2**32])
+    memory: int | None = Field(
+        description="Bytes that a process with the model may take; null where nothing is said.", examples=[2**32]
+    )
 
 
 class PlannedGate(_Value):

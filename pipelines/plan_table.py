@@ -23,6 +23,7 @@ _COLUMNS: Final[tuple[tuple[str, bool], ...]] = (
     ("on device", True),
     ("of", True),
     ("fit", False),
+    ("cache", True),
 )
 
 
@@ -63,7 +64,20 @@ def memory_text(size: int | None) -> str:
     return size_text(size, _BINARY)
 
 
-def _row(build: Build, found: BuildPrediction | None, reason: str | None, *, wide: bool) -> list[str]:
+def _cached(forecast: Forecast) -> Mapping[str, str]:
+    """Return by build id how many of its own steps the cache has, of how many; a question mark where none is known."""
+    states: dict[str, list[str]] = {}
+    for step in forecast.steps:
+        build, _, kind = step.id.rpartition(".")
+        if kind == step.kind:  # a baseline is no step of the build alone
+            states.setdefault(build, []).append(step.cached)
+    return {
+        build: "?" if set(found) == {"unknown"} else f"{found.count('hit')}/{len(found)}"
+        for build, found in states.items()
+    }
+
+
+def _row(build: Build, found: BuildPrediction | None, reason: str | None, cached: str, *, wide: bool) -> list[str]:
     options = options_text(build.scheme)
     return [
         build.id,
@@ -74,6 +88,7 @@ def _row(build: Build, found: BuildPrediction | None, reason: str | None, *, wid
         memory_text(found.memory.total if found else None),
         memory_text(build.target.memory),
         "unsupported" if reason else found.fit if found else "unknown",
+        cached,
     ]
 
 
@@ -98,7 +113,11 @@ def plan_text(plan: Plan, forecast: Forecast, reasons: Mapping[str, str], note: 
     settings = plan.settings
     wide = table_width() >= _WIDE
     columns = [column for column in _COLUMNS if wide or column[0] != "runtime"]
-    rows = (_row(build, forecast.builds.get(build.id), reasons.get(build.id), wide=wide) for build in plan.builds)
+    cached = _cached(forecast)
+    rows = (
+        _row(build, forecast.builds.get(build.id), reasons.get(build.id), cached.get(build.id, "–"), wide=wide)
+        for build in plan.builds
+    )
     lines = [plain_table(columns, rows), ""]
     lines += [f"{name}: {reason}" for name, reason in reasons.items()]
     lines += [note] if note else []

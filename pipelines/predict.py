@@ -26,7 +26,7 @@ from edgekiln.pipelines.settings import Settings
 from edgekiln.validators.base import LOGIT_CHUNK
 
 _MIB: Final = 1 << 20
-#: From this share of a device's memory on, a model is tight there.
+#: From this share of what a target gives a process on, a model is tight there.
 TIGHT: Final = 0.85
 
 Fit: TypeAlias = Literal["fits", "tight", "does not fit", "unknown"]
@@ -100,7 +100,7 @@ _PROMPT_TOKENS: Final = 480
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """What a model takes on its device, in bytes.
+    """What a process with a model takes on its device, in bytes; the target's `memory` is the limit of the sum.
 
     Attributes:
         weights: The artifact's weights as the runtime holds them.
@@ -136,7 +136,7 @@ class BuildPrediction:
 
 
 def judge_fit(needed: int, memory: int | None) -> Fit:
-    """Return how `needed` bytes go into the memory that a target gives a model; None where it does not say."""
+    """Return how `needed` bytes go into what a target gives a process; None where it does not say."""
     if memory is None:
         return "unknown"
     if needed > memory:

@@ -16,7 +16,7 @@ from typing import Final, TypeAlias
 from edgekiln.artifact import write_atomically
 from edgekiln.checkpoint import Checkpoint, open_checkpoint
 from edgekiln.console import Console
-from edgekiln.engine import scheduler
+from edgekiln.engine import survey
 from edgekiln.engine.step import Step
 from edgekiln.errors import EdgekilnError, ExitCode, MachineError, worst
 from edgekiln.files import require_utf8
@@ -74,7 +74,7 @@ class BuildSteps(ArtifactSteps):
 
 
 #: How steps ended.
-Outcomes: TypeAlias = Mapping[Step, scheduler.Outcome]
+Outcomes: TypeAlias = Mapping[Step, survey.Outcome]
 
 
 def read_timings(steps: ArtifactSteps, outcomes: Outcomes) -> Timings:
@@ -89,7 +89,7 @@ def read_timings(steps: ArtifactSteps, outcomes: Outcomes) -> Timings:
     return Timings(found.artifact, reference, found.fp16_artifact or _why_no_baseline(steps, outcomes))
 
 
-def _reference_timing(outcome: scheduler.Outcome | None) -> Timing | None:
+def _reference_timing(outcome: survey.Outcome | None) -> Timing | None:
     if outcome is None or outcome.path is None:
         return None if outcome is None else outcome.error
     return LATENCY_JSON.validate_json((outcome.path / TIMINGS).read_bytes())
@@ -254,7 +254,7 @@ class _Run:
             return None
         step = self._graph.reference
         path = self._path(step)
-        if path is None and (record := self._room.engine.record(step)) is not None:
+        if path is None and (record := self._room.engine.survey.record(step)) is not None:
             path = self._room.store.open(record)
         return None if path is None else open_reference(path, self._checkpoint)
 

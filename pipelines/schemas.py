@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from edgekiln.artifact import Manifest, write_atomically
 from edgekiln.errors import UsageError, nearest
 from edgekiln.pipelines.findings import DoctorReport
+from edgekiln.pipelines.fit_document import FitDocument
 from edgekiln.pipelines.inspection import Inspection
 from edgekiln.pipelines.plan_document import PlanDocument
 from edgekiln.pipelines.spec import Pipeline
@@ -27,6 +28,7 @@ FILE_MODELS: Final[Mapping[str, type[BaseModel]]] = MappingProxyType(
         "report": Report,
         "manifest": Manifest,
         "plan": PlanDocument,
+        "fit": FitDocument,
         "inspect": Inspection,
         "doctor": DoctorReport,
     }
@@ -37,7 +39,7 @@ def json_schema(name: str) -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of a kind of file, generated from the model that reads or writes it.
 
     Args:
-        name: `pipeline`, `targets`, `report`, `manifest`, `plan`, `inspect` or `doctor`.
+        name: `pipeline`, `targets`, `report`, `manifest`, `plan`, `fit`, `inspect` or `doctor`.
 
     Raises:
         UsageError: There is no such kind.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,9 +18,15 @@ if TYPE_CHECKING:
 FORMS: Final = ("table", "json", "github-matrix", "gitlab-matrix")
 
 
-def nothing_known(_plan: Plan, _outlook: Outlook) -> Mapping[str, Cached]:
-    """Return what the cache has: that is not looked at."""
-    return {}
+def _cached(plan: Plan, outlook: Outlook, environment: Mapping[str, str]) -> Mapping[str, Cached]:
+    """Return what the cache of this machine has, by a step's id; what is left out is unknown."""
+    from edgekiln.engine.place import open_to_read
+
+    if outlook.checkpoint is None or open_to_read(environment, lambda _complaint: None) is None:
+        return {}
+    from edgekiln.pipelines.surveyed import cached_steps  # it imports all that a run does
+
+    return cached_steps(plan, outlook, environment)
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,6 @@ class PlanRequest:
         fit: A device to find precisions for.
         pipeline_given: A pipeline was named.
         selection: The options that select builds.
-        cached: Says by a step's id whether the cache has its result; what it leaves out is unknown.
     """
 
     form: str | None
@@ -43,7 +48,6 @@ class PlanRequest:
     fit: str | None
     pipeline_given: bool
     selection: Mapping[str, Any]
-    cached: Callable[[Plan, Outlook], Mapping[str, Cached]] = nothing_known
 
 
 def _form(request: PlanRequest) -> str:
@@ -102,14 +106,14 @@ def _output(request: PlanRequest, environment: Mapping[str, str]) -> str:
     if form == "json":
         from edgekiln.pipelines.tables import plan_json
 
-        return plan_json(plan, forecast(plan, outlook, request.cached(plan, outlook)), outlook.reasons)
+        return plan_json(plan, forecast(plan, outlook, _cached(plan, outlook, environment)), outlook.reasons)
     if request.explain is not None:
         from edgekiln.pipelines.tables import build_text
 
         return build_text(plan, request.explain, outlook.reasons)
     from edgekiln.pipelines.plan_table import plan_text
 
-    return plan_text(plan, forecast(plan, outlook, request.cached(plan, outlook)), outlook.reasons, outlook.note)
+    return plan_text(plan, forecast(plan, outlook, _cached(plan, outlook, environment)), outlook.reasons, outlook.note)
 
 
 def _matrix(form: str, plan: Plan, selection: Mapping[str, Any]) -> str:

@@ -291,7 +291,10 @@ class TargetSpec(Strict):
         examples=[{"machine": "aarch64", "processor": ["Raspberry Pi 5"]}],
     )
     memory: Size | None = Field(
-        default=None, description="Memory that the model may take on the device.", examples=["4 GiB"]
+        default=None,
+        description="All that a process with the model may take on the device: weights, key-value cache at "
+        "context_length, and the runtime.",
+        examples=["4 GiB"],
     )
     threads: int | None = Field(
         default=None, ge=1, le=1024, description="Threads of the runtime; without it all physical cores.", examples=[4]

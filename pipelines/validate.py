@@ -17,7 +17,7 @@ from typing import Final
 from edgekiln.checkpoint import open_checkpoint
 from edgekiln.console import Console
 from edgekiln.device import ANY_CPU
-from edgekiln.engine import scheduler
+from edgekiln.engine import survey
 from edgekiln.engine.hash_memory import HashMemory
 from edgekiln.engine.record import content_digest
 from edgekiln.errors import EdgekilnError, ExitCode, StepError
@@ -117,7 +117,7 @@ def _digest(artifact: Path, memory: HashMemory) -> str:
     return content_digest(dict(zip(names, digests, strict=True)))
 
 
-def _require(outcome: scheduler.Outcome | None) -> Path:
+def _require(outcome: survey.Outcome | None) -> Path:
     """Return the files of a step.
 
     Raises:

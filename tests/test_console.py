@@ -14,8 +14,8 @@ import pytest
 
 from edgekiln import console as module
 from edgekiln.console import Console
-from edgekiln.engine.scheduler import Outcome
 from edgekiln.engine.step import Batch, Needs, Step
+from edgekiln.engine.survey import Outcome
 from edgekiln.errors import StepError
 from edgekiln.progress import Progress, span
 
@@ -273,7 +273,7 @@ STORY = """
 import sys, time
 from pathlib import Path
 from edgekiln.console import Console
-from edgekiln.engine.scheduler import Outcome
+from edgekiln.engine.survey import Outcome
 from edgekiln.engine.step import Needs, Step
 from edgekiln.errors import StepError
 from edgekiln.standard_streams import prepare_streams
@@ -306,7 +306,7 @@ needs_pty = pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals")
 class Terminal:
     """Runs the story on a pseudo-terminal and reads what it writes there."""
 
-    def __init__(self, *arguments, columns=100, rows=24, **environment):
+    def __init__(self, *arguments, story=STORY, columns=100, rows=24, **environment):
         import fcntl
         import pty
         import struct
@@ -317,7 +317,7 @@ class Terminal:
         unwanted = {"COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"}
         kept = {name: value for name, value in os.environ.items() if name not in unwanted}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", STORY, *arguments],
+            [sys.executable, "-c", story, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=inner,
@@ -449,6 +449,33 @@ def test_ctrl_c_leaves_the_terminal_clean():
     raw = terminal.finish()
     assert terminal.process.returncode == 130
     assert picture(raw) == (LEFT, True)
+
+
+STORM = """
+import threading, time
+from edgekiln import console as module
+from edgekiln.console import Console
+
+quick = module._Screen.__rich_console__
+
+def slow(*arguments):
+    yield from quick(*arguments)
+    if threading.current_thread().name != "console":
+        time.sleep(0.01)
+
+module._Screen.__rich_console__ = slow
+module._REFRESH_SECONDS = 0.0
+with Console() as console, console.step("model", "exporting"):
+    lines = [threading.Thread(target=lambda n=n: [console.say(f"{n} {i}") for i in range(20)]) for n in range(3)]
+    [line.start() for line in lines]
+    [line.join() for line in lines]
+"""
+
+
+@needs_pty
+def test_no_line_is_lost_between_pictures():
+    lines, _ = picture(Terminal(story=STORM).finish())
+    assert {f"{n} {i}" for n in range(3) for i in range(20)} == set(lines[:-1])
 
 
 @needs_pty

@@ -29,9 +29,7 @@ def test_the_key_covers_each_ingredient():
 
 def test_the_key_covers_no_order():
     base = ingredients(parameters={"x": {"a": 1, "b": 2}, "y": 2})
-    turned = ingredients(
-        parameters={"y": 2, "x": {"b": 2, "a": 1}}, tools=dict(reversed(list(base.tools.items())))
-    )
+    turned = ingredients(parameters={"y": 2, "x": {"b": 2, "a": 1}}, tools=dict(reversed(list(base.tools.items()))))
     assert turned.key == base.key
 
 

@@ -74,6 +74,7 @@ def test_equal_files_are_sent_and_fetched_once(machine, far, monkeypatch):
     assert len(objects(far)) == 2
     two = machine("two")
     two.open(first)
+    assert two.find(second.key) == second
     monkeypatch.setattr(type(two._fs), "open", lambda *_, **__: pytest.fail("it was fetched again"))
     assert content(two.open(two.find(second.key))) == {"other name": FILES["model.bin"]}
 
@@ -204,8 +205,9 @@ def test_a_far_file_that_never_ends_is_read_no_further_than_it_may(machine, far,
             pass
 
     two = machine("two")
+    assert two.find(record.key) == record
     monkeypatch.setattr(type(two._fs), "open", lambda *_, **__: Endless())
-    assert two.open(two.find(record.key)) is None
+    assert two.open(record) is None
     assert sum(got) <= 7001 + 3
     assert len(complaints) == 1
 
@@ -218,7 +220,9 @@ def break_down(store, monkeypatch, *names):
         monkeypatch.setattr(type(store._fs), name, fail)
 
 
-def test_a_far_side_that_cannot_be_written_any_more_costs_the_sharing_not_the_run(machine, far, complaints, monkeypatch):
+def test_a_far_side_that_cannot_be_written_any_more_costs_the_sharing_not_the_run(
+    machine, far, complaints, monkeypatch
+):
     store = machine("one")
     break_down(store, monkeypatch, "put_file", "pipe_file")
     records = [make(store, name) for name in "abc"]
@@ -330,4 +334,4 @@ def test_a_kill_while_fetching_leaves_the_step_to_be_fetched(tmp_path, complaint
 
 
 def test_every_protocol_of_the_tables_is_known_to_fsspec():
-    assert fsspec_store._LOCAL | fsspec_store._AT_ONCE <= set(fsspec.available_protocols())
+    assert set(fsspec.available_protocols()) >= fsspec_store._LOCAL | fsspec_store._AT_ONCE

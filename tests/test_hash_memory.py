@@ -133,7 +133,8 @@ def test_a_link_to_another_file_is_another_file(tmp_path, database):
 
 def test_what_was_written_in_the_future_is_not_remembered_after_the_clock_was_put_back(tmp_path, database, monkeypatch):
     path = settled(tmp_path / "a")
-    monkeypatch.setattr(time, "time", lambda now=time.time(): now - 86400.0)
+    yesterday = time.time() - 86400.0
+    monkeypatch.setattr(time, "time", lambda: yesterday)
     memory = HashMemory(database)
     memory.digest(path)
     memory.remember(path, "0" * 64)

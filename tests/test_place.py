@@ -64,6 +64,7 @@ def test_an_address_is_a_shared_store_with_a_near_side(tmp_path, complaints, mon
 def test_a_cache_that_can_only_be_read_is_read_and_says_so(tmp_path, complaints, monkeypatch):
     record = make(LocalStore(tmp_path / "cache"))
     before = sorted((tmp_path / "cache").rglob("*"))
+    monkeypatch.setattr("os.access", lambda *_: False)
     refuse(monkeypatch, tmp_path / "cache")
     store, memory = opened(tmp_path, complaints, tmp_path / "cache")
     assert isinstance(store, ReadOnlyStore)

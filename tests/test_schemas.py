@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -48,6 +49,22 @@ def test_the_json_schemas_describe_and_exemplify_every_key(name: str) -> None:
 def test_there_is_no_other_json_schema() -> None:
     with pytest.raises(UsageError, match="did you mean 'targets'"):
         json_schema("target")
+
+
+#: Documents of one part of Edgekiln for another; their readers are in the same version.
+OWN = {"task", "journal", "reference", "step"}
+#: What commands print as JSON without a model.
+PRINTED = {"dry-run", "explain", "cache", "chat"}
+
+
+def test_every_kind_of_document_is_published_or_known_not_to_be() -> None:
+    folders = (ROOT / "src" / "edgekiln", *(ROOT / room for room in ("quantizers", "exporters", "validators", "pipelines")))
+    text = "".join(path.read_text(encoding="utf-8") for folder in folders for path in sorted(folder.rglob("*.py")))
+    assert set(re.findall(r'"edgekiln\.([a-z-]+)/\d+"', text)) == {*FILE_MODELS, *OWN, *PRINTED}
+    for name, model in FILE_MODELS.items():
+        assert model.model_fields["schema_id"].annotation is not None
+        (published,) = get_args(model.model_fields["schema_id"].annotation)
+        assert published == f"edgekiln.{name}/1"
 
 
 @pytest.mark.parametrize("name", FILE_MODELS)

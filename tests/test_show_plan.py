@@ -105,7 +105,7 @@ def test_a_matrix_needs_no_checkpoint() -> None:
 
 def test_every_precision_of_a_device_is_shown_with_size_and_fit() -> None:
     found = document("--fit", "raspberry-pi-5", "--checkpoint", "tiny-qwen3", "--json")
-    assert (found["schema"], found["target"], found["memory"]) == ("edgekiln.fit/1", "raspberry-pi-5", 5 * 2**30)
+    assert (found["schema"], found["target"], found["memory"]) == ("edgekiln.fit/1", "raspberry-pi-5", 6 * 2**30)
     by_name = {entry["requested"]: entry for entry in found["precisions"]}
     assert set(by_name) == {*EXPORTERS["gguf"].precisions, "nf4"}
     assert by_name["int4"]["container_type"] == "Q4_0"
@@ -113,7 +113,20 @@ def test_every_precision_of_a_device_is_shown_with_size_and_fit() -> None:
     assert "iq4_nl" in by_name["nf4"]["unsupported"]
     sizes = [entry["prediction"]["artifact_bytes"] for entry in found["precisions"] if entry["prediction"]]
     assert sizes == sorted(sizes, reverse=True)
-    assert "fits" in printed("--fit", "raspberry-pi-5")
+    text = printed("--fit", "raspberry-pi-5")
+    assert "fits" in text
+    assert "6.00 GiB for the process, 2,048 tokens of context" in text
+    assert "no limit on memory given, 2,048 tokens" in printed("--fit", "gguf-cpu")
+
+
+def test_the_fit_in_json_follows_its_schema() -> None:
+    import jsonschema
+
+    schema = json_schema("fit")
+    for device in ("raspberry-pi-5", "gguf-cpu", "copilot-pc-npu"):
+        found = document("--fit", device, "--json")
+        jsonschema.Draft202012Validator(schema).validate(found)
+        assert found == FitDocument.model_validate(found).model_dump(mode="json", by_alias=True)
 
 
 def test_a_precision_that_the_provider_does_not_hold_is_shown_only_where_the_target_says_why() -> None:

@@ -71,7 +71,7 @@ def test_the_explanation_of_a_build_has_value_and_origin_of_everything(plan: Pla
     lines = Path(shipped("targets.yaml")).read_text(encoding="utf-8").splitlines()
     for key, value, written in (
         ("precision", "q4_0", "container: q4_0"),
-        ("memory", "5 GiB", "memory: 5 GiB"),
+        ("memory", "6 GiB", "memory: 6 GiB"),
         ("context_length", "4096", "context_length: 4096"),
         ("gate peak_rss_bytes", "<= 6 GiB", "peak_rss_bytes <= 6 GiB"),
     ):
@@ -117,7 +117,7 @@ def test_the_plan_in_json_has_the_same(plan: Plan) -> None:
         "description": "Raspberry Pi 5, 8 GB, 64-bit Raspberry Pi OS",
         "execution_provider": "cpu",
         "context_length": 4096,
-        "memory": 5 * 2**30,
+        "memory": 6 * 2**30,
     }
     assert pi["gates"][-1] == {"gate": "mean_kld <= 0.05", "why": "limit in p.yaml:8:13", "origin": "p.yaml:8:13"}
     assert pi["origins"]["threads"] == "--set"

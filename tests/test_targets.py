@@ -202,7 +202,41 @@ def test_the_shipped_devices_are_of_every_kind() -> None:
     for target in targets.values():
         for gate in target.gates:
             assert target.hardware is not None or gate.relative_to is not None, target.name
-            assert gate.metric != "peak_rss_bytes" or gate.limit >= (target.memory or 0), target.name
+
+
+#: Share of a device that a process gets, by the kind of device that the description begins with, or by the name.
+SHARES = {
+    **dict.fromkeys(("galaxy-", "iphone-", "ipad-", "snapdragon-", "core-ultra-", "copilot-", "macbook-"), 1 / 2),
+    **dict.fromkeys(("raspberry-", "jetson-"), 3 / 4),
+    "server-arm-large": 7 / 16,  # one of two sockets
+    **dict.fromkeys(("server-", "windows-directml", "openvino-", "cuda-"), 7 / 8),
+}
+
+
+def test_the_memory_of_every_shipped_device_follows_one_rule() -> None:
+    targets = load_targets(shipped("targets.yaml")).targets
+    limits = [target.memory for target in targets.values() if target.memory]
+    assert len(limits) >= 16
+    for name, target in targets.items():
+        share = next((share for start, share in SHARES.items() if name.startswith(start)), None)
+        if share is None:
+            assert target.memory == (4 * 2**30 if name == "browser-webgpu" else None), name  # 32 bits of address
+        else:
+            number, unit = re.findall(r"(\d+) ([GT])i?B", target.description)[-1]
+            assert target.memory == share * int(number) * 2 ** (30 if unit == "G" else 40), name
+
+
+def test_memory_is_all_that_a_process_may_take_so_gates_on_it_and_contexts_agree() -> None:
+    token = 2 * 36 * 8 * 128 * 2  # keys and values of Qwen3-4B in fp16
+    gates = 0
+    for target in load_targets(shipped("targets.yaml")).targets.values():
+        for gate in target.gates:
+            if gate.metric == "peak_rss_bytes":
+                assert (gate.operator, gate.limit) == ("<=", target.memory), target.name
+                gates += 1
+        if target.memory is not None:
+            assert token * (target.context_length or 0) <= target.memory / 6, target.name
+    assert gates >= 10
 
 
 def test_every_catalogue_line_names_the_nearest_of_what_the_runtime_loads() -> None:

@@ -409,7 +409,7 @@ def targets(name: str | None, path: str | None, as_json: bool) -> None:
 @click.argument(
     "name",
     required=False,
-    metavar="pipeline|targets|report|manifest|plan|inspect|doctor",
+    metavar="pipeline|targets|report|manifest|plan|fit|inspect|doctor",
     shell_complete=completion.choices,
 )
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write it there instead.")

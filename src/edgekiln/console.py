@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from edgekiln.progress import Progress, Running, span
 from edgekiln.redact import redact
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.console import ConsoleOptions, RenderResult
 
-    from edgekiln.engine.scheduler import Outcome
     from edgekiln.engine.step import Step
+    from edgekiln.engine.survey import Outcome
 
 #: Between two pictures on a terminal, in seconds; a picture costs about 1 ms.
 _REFRESH_SECONDS: Final = 0.5
@@ -250,39 +250,52 @@ def _screen(progress: Progress) -> _Screen | None:
         return None
     from rich.console import Console as RichConsole
 
+    lock = threading.RLock()
+
+    class LockedConsole(RichConsole):
+        """Rich decides what to erase before it writes; a picture of another thread in between would lose a line."""
+
+        def print(self, *objects: Any, **options: Any) -> None:
+            with lock:
+                super().print(*objects, **options)
+
     styled = not os.environ.get("NO_COLOR")
-    console = RichConsole(stderr=True, no_color=not styled, highlight=False, markup=False, emoji=False)
-    return _Screen(progress, console, styled=styled) if console.is_interactive else None
+    console = LockedConsole(stderr=True, no_color=not styled, highlight=False, markup=False, emoji=False)
+    return _Screen(progress, console, lock, styled=styled) if console.is_interactive else None
 
 
 class _Screen:
     """Lines that stay, and below them one for each task that runs, painted anew now and then."""
 
-    def __init__(self, progress: Progress, console: RichConsole, *, styled: bool) -> None:
+    def __init__(self, progress: Progress, console: RichConsole, lock: threading.RLock, *, styled: bool) -> None:
         from rich.live import Live
 
         self.status = ""
         self._progress = progress
+        self._lock = lock  # taken before Rich's own, always
         self._dim = "dim" if styled else ""
         self._full, self._empty, self._cut, self._dot = _marks(sys.stderr.encoding)
         self._live = Live(get_renderable=lambda: self, console=console, auto_refresh=False, transient=True,
                           redirect_stdout=False)  # fmt: skip
 
     def start(self) -> None:
-        self._live.start()
+        with self._lock:
+            self._live.start()
 
     def say(self, text: str) -> None:
         # The terminal wraps long lines itself, so that a path can be copied whole.
         self._live.console.print(text, soft_wrap=True)
 
     def show(self) -> None:
-        self._live.refresh()
+        with self._lock:
+            self._live.refresh()
 
     def pause(self) -> float:
         return _QUIET_SECONDS if any(task.alone for task in self._progress.running()) else _REFRESH_SECONDS
 
     def stop(self) -> None:
-        self._live.stop()
+        with self._lock:
+            self._live.stop()
 
     def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> RenderResult:
         from rich.text import Text

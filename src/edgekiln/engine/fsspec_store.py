@@ -36,7 +36,7 @@ LAYOUT: Final = "shared-v1"
 #: Protocols that make no connection.
 _LOCAL: Final = frozenset({"file", "local", "memory"})
 #: Protocols whose files appear whole or not at all; there a rename would be another copy.
-_AT_ONCE: Final = frozenset({"abfs", "abfss", "adl", "az", "gcs", "gs", "hf", "memory", "oci", "oss", "s3", "s3a"})
+_AT_ONCE: Final = frozenset({"abfs", "adl", "az", "gcs", "gs", "hf", "memory", "oci", "oss", "s3", "s3a"})
 _PIECE_BYTES: Final = 4 << 20
 _WAIT_SECONDS: Final = 0.2
 

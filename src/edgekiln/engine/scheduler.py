@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from edgekiln.artifact import FileEntry, sha256_file
 from edgekiln.engine.hash_memory import HashMemory
@@ -26,6 +26,7 @@ from edgekiln.engine.record import Ingredients, Record
 from edgekiln.engine.run_log import RunLog
 from edgekiln.engine.step import Batch, Step, Work
 from edgekiln.engine.store import Claim, Store
+from edgekiln.engine.survey import BAD, Outcome, Survey
 from edgekiln.errors import BugError, EdgekilnError, InterruptError, MachineError
 from edgekiln.process import Limits, Watch
 from edgekiln.redact import redact
@@ -35,34 +36,6 @@ _TICK: Final = 0.1
 _RETRY_SECONDS: Final = 0.5
 #: Within this time all children of an interrupted run have ended.
 _END_SECONDS: Final = 1.8
-
-#: Endings after which there is no result.
-_BAD: Final = frozenset({"failed", "stopped", "skipped"})
-#: What a run would find of a step.
-Forecast: TypeAlias = Literal["hit", "miss", "unknown"]
-Found: TypeAlias = Mapping[Step, Forecast]
-Ending: TypeAlias = Literal["hit", "made", "failed", "stopped", "skipped"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a step ended.
-
-    Attributes:
-        ending: `hit` was there already; `stopped` could not be made, since something else
-            failed; `skipped` was not to be made.
-        path: Its files; None where it has none.
-        seconds: How long it ran, now or when it was made.
-        error: Why it failed or was stopped.
-        reason: Why it was skipped.
-    """
-
-    ending: Ending
-    path: Path | None = None
-    record: Record | None = None
-    seconds: float | None = None
-    error: EdgekilnError | None = None
-    reason: str | None = None
 
 
 class Listener(Protocol):
@@ -110,29 +83,6 @@ class Options:
     child_memory_bytes: int | None = None
     fail_fast: bool = False
     fresh: frozenset[str] = frozenset()
-
-
-@dataclass
-class _State:
-    """What is known about a step in this run.
-
-    Attributes:
-        looked: Whether `record` says what the store has.
-        wanted: It has to be made.
-        undecided: It has to be made unless what its inputs turn out to hold was made from before.
-        made: It was made in this run.
-        retry_at: Another engine makes it; until then it is left alone.
-    """
-
-    looked: bool = False
-    record: Record | None = None
-    path: Path | None = None
-    wanted: bool = False
-    undecided: bool = False
-    running: bool = False
-    made: bool = False
-    retry_at: float = 0.0
-    outcome: Outcome | None = None
 
 
 @dataclass(frozen=True)
@@ -189,6 +139,9 @@ class Engine:
         lock: Keeps measurements alone on the machine.
         scratch: A directory for results that serve this run only.
         options: How steps are run.
+
+    Attributes:
+        survey: What is there and what is missing.
     """
 
     def __init__(
@@ -204,90 +157,13 @@ class Engine:
     ) -> None:
         self._store, self._memory, self._listener, self._log = store, memory, listener, log
         self._run_log, self._lock, self._scratch, self._options = run_log, lock, scratch, options
-        self._states: dict[Step, _State] = {}
+        self.survey = Survey(store, options.fresh)
         self._running: set[_Unit] = set()
         self._finished: queue.Queue[tuple[_Unit, _Results]] = queue.Queue()
         self._ending = False
         self._first_failure: EdgekilnError | None = None
         self._changed = True
         self._said_waiting = False
-
-    # --- what is there, what is missing -----------------------------------------------------------------------------
-
-    def forecast(self, goals: Sequence[Step]) -> Found:
-        """Return what a run would find of each step: its result, none, or unknown, since an input is missing."""
-        self._want_all(goals)
-        found: dict[Step, Forecast] = {}
-        for step, state in self._states.items():
-            if state.looked:
-                found[step] = "hit" if state.record is not None and not state.wanted else "miss"
-            else:
-                found[step] = "unknown"
-        return found
-
-    def record(self, step: Step) -> Record | None:
-        """Return the record of a step, if it can be known without making another."""
-        state = self._state(step)
-        if state.looked:
-            return state.record
-        if (ingredients := self.ingredients(step)) is None:
-            return None
-        state.looked = True
-        if step.outside is not None:
-            (state.record,) = (self.record(other) for other in step.inputs.values())
-        elif step.kind not in self._options.fresh:
-            state.record = self._store.find(ingredients.key)
-        return state.record
-
-    def ingredients(self, step: Step) -> Ingredients | None:
-        """Return what decides a step's result; None where that is not known yet, since an input is missing."""
-        digests: dict[str, str] = {}
-        for role, other in step.inputs.items():
-            if (found := self.record(other)) is not None:
-                digests[role] = found.digest
-            elif not self._does_without(step, role):
-                return None
-        return step.ingredients(digests)
-
-    def _does_without(self, step: Step, role: str) -> bool:
-        """Return whether a step goes on without an input that failed."""
-        ended = self._state(step.inputs[role]).outcome
-        return role in step.optional and ended is not None and ended.ending in _BAD
-
-    def _state(self, step: Step) -> _State:
-        if (state := self._states.get(step)) is None:
-            state = self._states[step] = _State()
-        return state
-
-    def _path(self, step: Step) -> Path | None:
-        """Return where the files of a step lie, checked; None when they must be made."""
-        state = self._state(step)
-        if state.path is None and (record := self.record(step)) is not None:
-            if step.outside is None:
-                state.path = self._store.open(record)
-            elif not state.made and step.kind not in self._options.fresh:
-                state.path = step.outside(dict.fromkeys(step.inputs, record))
-        return state.path
-
-    def _want_all(self, goals: Iterable[Step]) -> None:
-        for state in self._states.values():
-            state.wanted = state.undecided = False
-        for goal in goals:
-            self._want(goal, files=True)
-
-    def _want(self, step: Step, *, files: bool) -> None:
-        """Mark what has to be made so that the record of a step, or its files, are there."""
-        state = self._state(step)
-        if state.outcome is not None or state.running or state.wanted or state.undecided:
-            return
-        if self.record(step) is None and not state.looked:
-            state.undecided = True
-            for other in step.inputs.values():
-                self._want(other, files=False)
-        elif state.record is None or (files and self._path(step) is None):
-            state.wanted = True
-            for other in step.inputs.values():
-                self._want(other, files=True)
 
     # --- running --------------------------------------------------------------------------------------------------
 
@@ -315,10 +191,10 @@ class Engine:
 
     def outcomes(self) -> dict[Step, Outcome]:
         """Return how each step that was looked at has ended so far."""
-        return {step: self._settled(step) for step in self._states}
+        return {step: self._settled(step) for step in self.survey.states}
 
     def _settled(self, step: Step) -> Outcome:
-        state = self._states[step]
+        state = self.survey.states[step]
         if state.outcome is not None:
             return state.outcome
         if state.wanted or state.undecided or state.running:
@@ -339,15 +215,15 @@ class Engine:
             return
         while self._changed:  # what is stopped now may have been the only one to need another step
             self._changed = False
-            self._want_all(goals)
+            self.survey.want_all(goals)
             seen: set[Step] = set()
             for goal in goals:
                 self._stop(goal, seen)
-        left = [step for step, state in self._states.items() if state.wanted or state.undecided or state.running]
+        left = [step for step, state in self.survey.states.items() if state.wanted or state.undecided or state.running]
         self._listener.expect(left)
 
     def _stop(self, step: Step, seen: set[Step]) -> None:
-        state = self._state(step)
+        state = self.survey.state(step)
         if state.outcome is not None or state.running or step in seen:
             return
         seen.add(step)
@@ -355,19 +231,19 @@ class Engine:
             return
         for role, other in step.inputs.items():
             self._stop(other, seen)
-            ended = self._state(other).outcome
-            if ended is not None and ended.ending in _BAD and not self._does_without(step, role):
+            ended = self.survey.state(other).outcome
+            if ended is not None and ended.ending in BAD and not self.survey.does_without(step, role):
                 self._finish(step, Outcome("stopped", error=ended.error, reason=ended.reason))
                 return
 
     def _is_waiting(self) -> bool:
-        return any(state.wanted and state.outcome is None for state in self._states.values())
+        return any(state.wanted and state.outcome is None for state in self.survey.states.values())
 
     def _next(self) -> _Unit | None:
         """Return the next unit that may start now; measurements come last, when all else has been done."""
         if len(self._running) >= self._options.jobs:
             return None
-        wanted = [step for step, state in self._states.items() if state.wanted]
+        wanted = [step for step, state in self.survey.states.items() if state.wanted]
         ready = dict.fromkeys(step for step in wanted if self._is_ready(step))
         tried: set[Batch] = set()
         for step in sorted(ready, key=lambda each: each.needs.alone):
@@ -385,10 +261,13 @@ class Engine:
         return None
 
     def _is_ready(self, step: Step) -> bool:
-        state = self._state(step)
+        state = self.survey.state(step)
         if state.running or state.outcome is not None or state.retry_at > time.monotonic():
             return False
-        if any(self._path(other) is None and not self._does_without(step, r) for r, other in step.inputs.items()):
+        if any(
+            self.survey.path(other) is None and not self.survey.does_without(step, r)
+            for r, other in step.inputs.items()
+        ):
             return False
         if step.skip is not None and (reason := step.skip(self._inputs(step))) is not None:
             self._finish(step, Outcome("skipped", reason=reason))
@@ -396,7 +275,7 @@ class Engine:
         return True
 
     def _inputs(self, step: Step) -> dict[str, Path]:
-        return {role: path for role, other in step.inputs.items() if (path := self._path(other)) is not None}
+        return {role: path for role, other in step.inputs.items() if (path := self.survey.path(other)) is not None}
 
     def _unit(self, step: Step, ready: Collection[Step]) -> _Unit | None:
         """Return the unit of a step, or None while another step of its batch is not ready."""
@@ -404,7 +283,7 @@ class Engine:
             return _Unit((step,))
         missing = [
             other
-            for other, state in self._states.items()
+            for other, state in self.survey.states.items()
             if other.batch is step.batch and state.outcome is None and (state.wanted or state.undecided)
         ]
         return _Unit(tuple(missing)) if all(other in ready for other in missing) else None
@@ -427,7 +306,7 @@ class Engine:
         unit.watch = Watch(None if None in limits else max(seconds for seconds in limits if seconds is not None))
         self._running.add(unit)
         for step in unit.steps:
-            state = self._states[step]
+            state = self.survey.states[step]
             unit.given[step] = self._given(step)
             state.running = True
             if state.retry_at == 0.0:
@@ -437,8 +316,10 @@ class Engine:
         threading.Thread(target=self._thread, args=(unit,), name=unit.steps[0].name, daemon=True).start()
 
     def _given(self, step: Step) -> _Given:
-        records = {role: found for role, other in step.inputs.items() if (found := self._states[other].record)}
-        paths = {role: path for role, other in step.inputs.items() if (path := self._states[other].path) is not None}
+        records = {role: found for role, other in step.inputs.items() if (found := self.survey.states[other].record)}
+        paths = {
+            role: path for role, other in step.inputs.items() if (path := self.survey.states[other].path) is not None
+        }
         return _Given(step.ingredients({role: found.digest for role, found in records.items()}), records, paths)
 
     def _wait(self) -> None:
@@ -464,7 +345,7 @@ class Engine:
         else:
             self._lock.release_share()
         for step in unit.steps:
-            state, outcome = self._states[step], results[step]
+            state, outcome = self.survey.states[step], results[step]
             state.running = False
             if isinstance(outcome, _Busy):
                 if state.retry_at == 0.0:
@@ -479,17 +360,17 @@ class Engine:
 
     def _learn(self, step: Step, outcome: Outcome) -> None:
         """Take the record of a step that was made; what depends on it may have another key than was thought."""
-        state = self._states[step]
+        state = self.survey.states[step]
         before, state.record, state.path = state.record, outcome.record, outcome.path
         state.looked = state.made = True
         # Where there was no record, nothing that depends on it has been looked for yet.
         if before is not None and (outcome.record is None or before.digest != outcome.record.digest):
-            for other, theirs in self._states.items():
+            for other, theirs in self.survey.states.items():
                 if theirs.outcome is None and not theirs.running and other is not step and not theirs.made:
                     theirs.looked, theirs.record, theirs.path = False, None, None
 
     def _finish(self, step: Step, outcome: Outcome) -> None:
-        state = self._state(step)
+        state = self.survey.state(step)
         state.outcome, state.wanted, self._changed = outcome, False, True
         if outcome.ending == "made" and outcome.seconds is not None:
             self._memory.took(step.name, outcome.seconds)
