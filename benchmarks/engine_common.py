@@ -73,9 +73,31 @@ def alternate(actions: Mapping[str, Action], runs: int) -> dict[str, Figure]:
     return figures
 
 
+@dataclass
+class Cost:
+    """What a command takes: time, and the processors' time, which says more on a busy machine."""
+
+    wall: Figure = field(default_factory=Figure)
+    processor: Figure = field(default_factory=Figure)
+
+
 def command(arguments: Sequence[str], scratch: Path, cache: Path, allowed: Sequence[int] = (0,)) -> None:
     """Run `edgekiln` with a cache of its own; what the user's environment says does not count."""
     _run([sys.executable, "-m", "edgekiln", *arguments], scratch, cache, allowed)
+
+
+def cost_of(
+    arguments: Sequence[str], scratch: Path, cache: Path, runs: int, allowed: Sequence[int] = (0,)
+) -> tuple[Cost, int]:
+    """Return what a command takes after a first run, and the most memory that it had, in bytes."""
+    found, peak = Cost(), peak_memory(arguments, scratch, cache, allowed)
+    for _ in range(runs):
+        before = os.times()
+        found.wall.samples.append(seconds_of(lambda: command(arguments, scratch, cache, allowed)))
+        after = os.times()
+        children = after.children_user + after.children_system - before.children_user - before.children_system
+        found.processor.samples.append(children)
+    return found, peak
 
 
 _PEAK = """
@@ -91,7 +113,7 @@ finally:
 
 
 def peak_memory(arguments: Sequence[str], scratch: Path, cache: Path, allowed: Sequence[int] = (0,)) -> int:
-    """Run `edgekiln` once more and return the most memory that it had, in bytes."""
+    """Run `edgekiln` and return the most memory that it had, in bytes."""
     answer = scratch / "peak.txt"
     _run([sys.executable, "-c", _PEAK, str(answer), *arguments], scratch, cache, allowed)
     return int(answer.read_text(encoding="utf-8"))
@@ -110,6 +132,10 @@ def _run(words: Sequence[str], scratch: Path, cache: Path, allowed: Sequence[int
         sys.exit(f"{' '.join(words[-6:])} ended with exit code {done.returncode}:\n{done.stderr[-2000:]}")
 
 
+def mib(size: int) -> str:
+    return f"{size / 2**20:.0f}"
+
+
 def load() -> float | None:
     """Return how many processes wanted a processor in the last minute; None where the system does not tell."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
@@ -120,7 +146,7 @@ def machine() -> dict[str, object]:
     from edgekiln.host import hardware_names, logical_cores, memory_bytes
 
     return {
-        "processor": ", ".join(hardware_names()) or platform.machine(),
+        "processor": hardware_names() or platform.machine(),
         "logical_cores": logical_cores(),
         "memory_bytes": memory_bytes(),
         "system": f"{platform.system()} {platform.release()}",

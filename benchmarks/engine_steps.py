@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
+from engine_common import Action, Figure, Part, samples, seconds_of
+
 from edgekiln.engine import local_store, scheduler
 from edgekiln.engine.hash_memory import HashMemory
 from edgekiln.engine.local_store import LocalStore
@@ -22,7 +24,6 @@ from edgekiln.engine.scheduler import Engine, Options
 from edgekiln.engine.step import Step, Work
 from edgekiln.engine.store import Claim
 from edgekiln.process import run_task
-from engine_common import Action, Figure, Part, samples, seconds_of
 
 FILE = "result.txt"
 Run = Callable[[Path, str, Path], None]
@@ -252,4 +253,3 @@ def many(scratch: Path, *, counts: list[int]) -> Part:
         rows.append([f"{count:,}", f"{wall:.1f}", *(f"{1000 * each / count:.2f}" for each in (wall, decided, again))])
     columns = ("steps", "seconds", "ms per step", "of it deciding (processor time)", "again, ms per step")
     return Part("Many steps that depend on nothing, one after the other", columns, rows, data)
-

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekiln.console import Console
 from edgekiln.engine.hash_memory import HashMemory
 from edgekiln.engine.machine_lock import MachineLock
 from edgekiln.engine.place import open_store, use
 from edgekiln.engine.run_log import RunLog
-from edgekiln.engine.scheduler import Engine, Listener, Options
+from edgekiln.engine.scheduler import Engine, Options
 from edgekiln.engine.step import Step
 from edgekiln.engine.store import Store
 from edgekiln.errors import UsageError, nearest
@@ -60,16 +61,18 @@ class EngineRoom:
         store: Results of earlier runs.
         memory: Hashes and durations.
         engine: Runs steps.
+        announce: Says to the console what a run is about; call it before the engine runs.
     """
 
     store: Store
     memory: HashMemory
     engine: Engine
+    announce: Callable[[Collection[Step]], None]
 
 
 @contextmanager
 def engine_room(
-    settings: Settings, options: RunOptions, scratch: Path, log: Callable[[Step], Path], listener: Listener
+    settings: Settings, options: RunOptions, scratch: Path, log: Callable[[Step], Path], console: Console
 ) -> Iterator[EngineRoom]:
     """Yield an engine on the user's cache.
 
@@ -78,30 +81,30 @@ def engine_room(
         options: How it runs.
         scratch: An empty directory for what serves this run only.
         log: Returns the log file of a step; the run log lies in its folder.
-        listener: Is told what happens.
+        console: Shows what happens.
 
     Raises:
         MachineError: The cache is at a place that cannot be reached.
     """
     with ExitStack() as stack:
         environment = os.environ if options.use_cache else {"EDGEKILN_CACHE": str(scratch / "cache")}
-        store, memory = open_store(environment, listener.say, scratch / "store", offline=settings.offline)
+        store, memory = open_store(environment, console.say, scratch / "store", offline=settings.offline)
         stack.callback(memory.close)
         stack.enter_context(use(store))
         run_log = RunLog(log(Step("run", "run", "")).with_name("run.jsonl"))
         stack.callback(run_log.close)
-        limit = memory_bytes()
-        cores = logical_cores()
+        limit, cores = memory_bytes(), logical_cores()
+        jobs = options.jobs or max(2, cores // 2)
         engine = Engine(
             store,
             memory,
-            listener,
+            console,
             log,
             run_log,
             MachineLock(),
             scratch / "volatile",
             Options(
-                jobs=options.jobs or max(2, cores // 2),
+                jobs=jobs,
                 cores=cores,
                 memory_bytes=options.memory_bytes or int(_SHARE_OF_MEMORY * limit),
                 child_seconds=settings.step_timeout_seconds,
@@ -111,4 +114,8 @@ def engine_room(
                 fresh=options.fresh,
             ),
         )
-        yield EngineRoom(store, memory, engine)
+
+        def announce(goals: Collection[Step]) -> None:
+            console.survey(goals, jobs=jobs, last_seconds=lambda step: memory.seconds(step.name), log=log)
+
+        yield EngineRoom(store, memory, engine, announce)

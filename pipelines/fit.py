@@ -141,7 +141,9 @@ def fit_text(report: FitReport) -> str:
     context = next((each.prediction.memory.context for each in report.candidates if each.prediction), None)
     tokens = f", {context:,} tokens of context" if context else ""
     memory = f"{memory_text(target.memory)} for the process" if target.memory else "no limit on memory given"
-    lines.append("On device: weights as the runtime holds them, a reordered copy included, key-value cache, the runtime itself.")
+    lines.append(
+        "On device: weights as the runtime holds them, a reordered copy included, key-value cache, the runtime itself."
+    )
     lines.append(f"{target.name}: {target.description}; {memory}{tokens}")
     lines.append(f"Checkpoint: {report.settings.values.checkpoint} ({report.settings.origins['checkpoint']})")
     return "\n".join(lines)

@@ -144,6 +144,7 @@ class Graph:
         self._protocol = make_protocol(settings, settings.threads or physical_cores())
         check_context(self._protocol, self._checkpoint)
         self._exports: dict[tuple[object, ...], Step] = {}
+        self._baselines: dict[tuple[str, str], ExportPlan | EdgekilnError] = {}
         self._batches: dict[str, Batch] = {}
         self._reference_latencies: dict[int, Step] = {}
         self._timed: dict[Step, Artifact] = {}
@@ -222,12 +223,13 @@ class Graph:
 
     def export(self, name: str, plan: ExportPlan, requested: str) -> Step:
         """Return the step that makes an artifact; `name` counts for the first build that asks for it."""
-        device = dataclasses.asdict(plan.device)
-        decided = {"format": plan.format, "scheme": dataclasses.asdict(plan.scheme), "device": device}
         key = (plan.format, plan.scheme, plan.device, requested)
-        if key in self._exports:
-            return self._exports[key]
-        checkpoint = self._checkpoint
+        if key not in self._exports:
+            self._exports[key] = self._export(name, plan, requested)
+        return self._exports[key]
+
+    def _export(self, name: str, plan: ExportPlan, requested: str) -> Step:
+        checkpoint, device = self._checkpoint, dataclasses.asdict(plan.device)
         public = checkpoint.source == EMBEDDED or (checkpoint.revision and parse_hub_id(checkpoint.source))
 
         def run(work: Work) -> None:
@@ -240,13 +242,15 @@ class Graph:
             work.hashes |= {file.path: file.sha256 for file in answer.files}
             work.done_before, work.done_now = answer.tensors_before, answer.tensors_now
 
-        self._exports[key] = Step(
+        return Step(
             name=f"{name}.export",
             kind="export",
             action=f"exporting {plan.container_type}",
             sources=self._source,
             parameters={
-                **decided,
+                "format": plan.format,
+                "scheme": dataclasses.asdict(plan.scheme),
+                "device": device,
                 "requested": requested,
                 "named": checkpoint.source if public else None,
                 "revision": checkpoint.revision,
@@ -259,15 +263,23 @@ class Graph:
             resumable=True,
             progress=_Progress(len(plan.tensors)),
         )
-        return self._exports[key]
 
     def baseline(self, name: str, format_name: str, device: Device = ANY_CPU) -> Step | EdgekilnError:
         """Return the step that makes the fp16 artifact of the same container and device, or why there is none."""
+        key = BASELINE_FORMAT[format_name], device.execution_provider
+        if key not in self._baselines:
+            self._baselines[key] = self._plan_baseline(*key)
+        plan = self._baselines[key]
+        if isinstance(plan, EdgekilnError):
+            return plan
+        return self.export(f"{name}.baseline", dataclasses.replace(plan, device=device), "fp16")
+
+    def _plan_baseline(self, format_name: str, provider: str) -> ExportPlan | EdgekilnError:
+        """Return a plan for devices of any context, which changes no tensor."""
         try:
-            plan = plan_export(self._checkpoint, BASELINE_FORMAT[format_name], Scheme("fp16"), device)
+            return plan_export(self._checkpoint, format_name, Scheme("fp16"), Device(provider))
         except EdgekilnError as error:
             return error
-        return self.export(f"{name}.baseline", plan, "fp16")
 
     def publish(self, name: str, export: Step, out: Path) -> Step:
         """Return the step that brings an artifact to the output folder."""

@@ -12,8 +12,9 @@ from edgekiln.pipelines.targets import Target
 from edgekiln.scheme import Scheme
 from edgekiln.table import plain_table, table_width
 
-#: From this width on everything stands in one line; below it there is no runtime, and options are stacked.
+#: From this width on everything stands in one line; below it options are stacked, and these columns are left out.
 _WIDE: Final = 150
+_WIDE_ONLY: Final = frozenset({"runtime", "cache"})
 _COLUMNS: Final[tuple[tuple[str, bool], ...]] = (
     ("build", False),
     ("runtime", False),
@@ -77,6 +78,16 @@ def _cached(forecast: Forecast) -> Mapping[str, str]:
     }
 
 
+def _cache_line(forecast: Forecast) -> str:
+    """Return how much of a run was done before, as far as that is known without making anything."""
+    states = [step.cached for step in forecast.steps]
+    unknown = states.count("unknown")
+    if unknown == len(states):
+        return "Cache: nothing is known of this checkpoint; `edgekiln build --dry-run` hashes it and looks."
+    rest = f", {unknown} depend on what is to be made" if unknown else ""
+    return f"Cache: has {states.count('hit')} of {len(states)} steps{rest}."
+
+
 def _row(build: Build, found: BuildPrediction | None, reason: str | None, cached: str, *, wide: bool) -> list[str]:
     options = options_text(build.scheme)
     return [
@@ -88,7 +99,7 @@ def _row(build: Build, found: BuildPrediction | None, reason: str | None, cached
         memory_text(found.memory.total if found else None),
         memory_text(build.target.memory),
         "unsupported" if reason else found.fit if found else "unknown",
-        cached,
+        *([cached] if wide else []),
     ]
 
 
@@ -112,7 +123,7 @@ def plan_text(plan: Plan, forecast: Forecast, reasons: Mapping[str, str], note: 
     """
     settings = plan.settings
     wide = table_width() >= _WIDE
-    columns = [column for column in _COLUMNS if wide or column[0] != "runtime"]
+    columns = [column for column in _COLUMNS if wide or column[0] not in _WIDE_ONLY]
     cached = _cached(forecast)
     rows = (
         _row(build, forecast.builds.get(build.id), reasons.get(build.id), cached.get(build.id, "–"), wide=wide)
@@ -123,6 +134,8 @@ def plan_text(plan: Plan, forecast: Forecast, reasons: Mapping[str, str], note: 
     lines += [note] if note else []
     if forecast.totals is not None and forecast.builds:
         lines += _totals(forecast.totals, all(build.keep for build in plan.builds))
+    if forecast.steps:
+        lines.append(_cache_line(forecast))
     lines.append(f"Checkpoint: {settings.values.checkpoint} ({settings.origins['checkpoint']})")
     lines.append(f"Targets: {plan.targets.name}")
     lines.append(f"Output: {settings.values.out} ({settings.origins['out']})")

@@ -211,8 +211,10 @@ class _Run:
         self._checkpoint = identified.checkpoint
         self._graph = Graph(identified, self._settings, self._room.memory)
         self._steps = make_steps(self._cells, self._graph, self._settings.out, self._scratch)
+        goals = goals_of(self._cells, self._steps)
+        self._room.announce(goals)
         try:
-            self._room.engine.run(goals_of(self._cells, self._steps))
+            self._room.engine.run(goals)
         finally:
             self._outcomes = self._room.engine.outcomes()
         self._tidy()

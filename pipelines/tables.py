@@ -14,7 +14,7 @@ from edgekiln.pipelines.plan import OPTIONS, Build, Plan
 from edgekiln.pipelines.plan_table import options_text, runtime_text
 from edgekiln.pipelines.targets import Meaning, Target, TargetsFile
 from edgekiln.scheme import Scheme
-from edgekiln.table import table, table_width
+from edgekiln.table import plain_table, table, table_width
 from edgekiln.units import format_size
 from edgekiln.validators.markdown import number
 from edgekiln.validators.report import BuildReport, Report
@@ -77,9 +77,17 @@ def _tally(report: Report) -> str:
     return f"{passed} of {len(report.builds)} builds passed{f' ({healths})' if healths else ''}."
 
 
+#: With more builds than this a table is printed without colours, which take a millisecond for each row.
+_MANY = 100
+
+
 def report_text(report: Report) -> str:
     """Return one row per build, then what is worth a word about each, then how many passed."""
-    lines = [table(_RESULT_COLUMNS, map(_result_row, report.builds))]
+    rows = [_result_row(build) for build in report.builds]
+    if len(rows) > _MANY:
+        lines = [plain_table(_RESULT_COLUMNS, [list(map(str, row)) for row in rows])]
+    else:
+        lines = [table(_RESULT_COLUMNS, rows)]
     for build in report.builds:
         lines += _remarks(build)
     return "\n".join([*lines, _tally(report)])

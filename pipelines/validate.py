@@ -68,7 +68,9 @@ def run_validation(artifact: Path, settings: Settings, limits: tuple[Gate, ...],
         identified = identify_checkpoint(checkpoint, room.memory)
         graph = Graph(identified, settings, room.memory)
         steps = _steps(graph, artifact, kind, room, threads)
-        outcomes = room.engine.run([steps.validate, steps.latency, steps.reference_latency])
+        goals = [steps.validate, steps.latency, steps.reference_latency]
+        room.announce(goals)
+        outcomes = room.engine.run(goals)
         metrics = read_metrics(_require(outcomes.get(steps.validate)))
         reference = open_reference(_require(outcomes.get(graph.reference)), identified.checkpoint)
         timings = read_timings(steps, outcomes)

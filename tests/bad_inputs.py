@@ -633,6 +633,20 @@ CASES: Final[Mapping[str, Mapping[str, Case]]] = {
     "Two runs": {
         "two builds into one folder": Case(held, 5, "another edgekiln runs in out", BUILD, leaves=_RUN_FILES),
     },
+    "The cache": {
+        "an address that needs a connection, offline": Case(
+            project(), 5, "s3://bucket/x needs a connection, but this run is offline", (*BUILD, "--offline"),
+            environment={"EDGEKILN_CACHE": "s3://bucket/x"}, leaves=_RUN_FILES),
+        "an address of an unknown kind": Case(
+            project(), 5, "nonsense://x cannot be used .Protocol not known: nonsense", BUILD,
+            environment={"EDGEKILN_CACHE": "nonsense://x"}, leaves=_RUN_FILES),
+        "cache gc: a size that is none": Case(nothing, 2, "'much' is no size", ("cache", "gc", "--max-size", "much")),
+        "cache explain: a build that is none": Case(
+            project(), 2, "'devise-int4' is no build of p.yaml; did you mean 'device-int4'",
+            ("cache", "explain", "devise-int4", "p.yaml"), leaves=_RUN_FILES),
+        "cache verify: no cache": Case(
+            nothing, 0, "", ("cache", "verify"), environment={"EDGEKILN_CACHE": "{folder}/nowhere"}),
+    },
     "Artifacts": {
         "no such file": Case(nothing, 4, "nowhere.gguf", ("validate", "nowhere.gguf", "--reference", "c")),
         "an empty GGUF file": Case(

@@ -235,9 +235,9 @@ def test_a_database_that_is_damaged_while_it_is_open_is_no_fault(tmp_path, datab
 
 
 def test_a_database_that_can_only_be_read_is_read(tmp_path, database, monkeypatch):
-    path, new = settled(tmp_path / "a"), settled(tmp_path / "b", b"two")
+    path, new, third = (settled(tmp_path / name, name.encode()) for name in "abc")
     memory = HashMemory(database)
-    memory.digest(path)
+    memory.digests([path, third])
     memory.took("step", 2.0)
     memory.close()
     before = database.read_bytes()
@@ -247,7 +247,9 @@ def test_a_database_that_can_only_be_read_is_read(tmp_path, database, monkeypatc
     assert reader.digest(new) == sha256(new)
     assert reader.known(new) == sha256(new)
     reader.took("step", 5.0)
+    reader.save()
     assert reader.seconds("step") == 5.0
+    assert reader.known(third) == sha256(third)
     reader.forget_missing()
     reader.close()
     assert database.read_bytes() == before

@@ -361,6 +361,32 @@ def test_a_kill_at_any_moment_of_put_leaves_the_step_whole_or_missing(
     assert not complaints
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_before_a_result_is_visible_all_of_it_has_gone_to_the_disk(store, monkeypatch):
+    done = []
+    fsync, replace = os.fsync, os.replace
+
+    def flushed(descriptor):
+        done.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def replaced(source, target):
+        done.append(f"visible: {target}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", replaced)
+    make(store)
+    place, entry = result_of(store), entry_of(store)
+    before, after = done[: (at := done.index(f"visible: {entry}"))], done[at + 1 :]
+    for path in (place, place / "sub", place.parent, place.parent.parent, entry.parent.parent):
+        assert str(path) in before, f"{path} could be gone after a power loss"
+    flushed_files = {name.rpartition("/files/")[2] for name in before if "/files/" in name}
+    assert flushed_files == set(FILES)
+    assert before[-1].endswith(".partial"), "the entry's own bytes come last"
+    assert str(entry.parent) in after
+
+
 def waiting(program, *arguments):
     """Start a program that prints a line when it is ready."""
     process = subprocess.Popen(

@@ -341,7 +341,7 @@ def test_the_forecast_is_what_a_run_then_does(room):
     room.run(b)
     _, _, c = chain(room, last="new")
     d = room.step("d", c)
-    found = room.engine().forecast([d])
+    found = room.engine().survey.forecast([d])
     assert {step.name: state for step, state in found.items()} == {
         "a": "hit",
         "b": "hit",

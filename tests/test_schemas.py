@@ -58,7 +58,10 @@ PRINTED = {"dry-run", "explain", "cache", "chat"}
 
 
 def test_every_kind_of_document_is_published_or_known_not_to_be() -> None:
-    folders = (ROOT / "src" / "edgekiln", *(ROOT / room for room in ("quantizers", "exporters", "validators", "pipelines")))
+    folders = (
+        ROOT / "src" / "edgekiln",
+        *(ROOT / room for room in ("quantizers", "exporters", "validators", "pipelines")),
+    )
     text = "".join(path.read_text(encoding="utf-8") for folder in folders for path in sorted(folder.rglob("*.py")))
     assert set(re.findall(r'"edgekiln\.([a-z-]+)/\d+"', text)) == {*FILE_MODELS, *OWN, *PRINTED}
     for name, model in FILE_MODELS.items():

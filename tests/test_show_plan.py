@@ -13,6 +13,8 @@ from checkpoints import make_checkpoint
 from edgekiln.cli import cli
 from edgekiln.errors import EdgekilnError, MachineError, UsageError
 from edgekiln.exporters import EXPORTERS
+from edgekiln.pipelines.fit_document import FitDocument
+from edgekiln.pipelines.schemas import json_schema
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +40,12 @@ def document(*arguments: str) -> dict[str, Any]:
 
 def test_the_table_has_size_memory_and_fit_of_each_build_and_totals() -> None:
     text = printed("devices")
-    headings = "build runtime precision options artifact on device of fit"
+    headings = "build runtime precision options artifact on device of fit cache"
     assert " ".join(text.splitlines()[0].split()) == headings
     (line,) = [line for line in text.splitlines() if line.startswith("raspberry-pi-5-int4 ")]
-    assert line.split()[-7:] == ["3.68", "MB", *line.split()[-5:-3], "5.00", "GiB", "fits"]
+    assert line.split()[-8:] == ["3.68", "MB", *line.split()[-6:-4], "6.00", "GiB", "fits", "?"]
     (line,) = [line for line in text.splitlines() if line.startswith("copilot-pc-npu-int4 ")]
-    assert line.endswith("unsupported")
+    assert line.split()[-2:] == ["unsupported", "–"]
     assert "Building takes up to" in text
 
 

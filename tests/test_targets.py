@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
@@ -232,7 +233,7 @@ def test_memory_is_all_that_a_process_may_take_so_gates_on_it_and_contexts_agree
     for target in load_targets(shipped("targets.yaml")).targets.values():
         for gate in target.gates:
             if gate.metric == "peak_rss_bytes":
-                assert (gate.operator, gate.limit) == ("<=", target.memory), target.name
+                assert (gate.op, gate.limit) == ("<=", target.memory), target.name
                 gates += 1
         if target.memory is not None:
             assert token * (target.context_length or 0) <= target.memory / 6, target.name

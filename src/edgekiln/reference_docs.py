@@ -75,6 +75,15 @@ def _value(option: click.Option) -> str:
     return kind.name.upper()
 
 
+def _commands(group: click.Group, above: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Yield every command that does something, with its name, those of groups too."""
+    for name, command in sorted(group.commands.items()):
+        if isinstance(command, click.Group):
+            yield from _commands(command, f"{above}{name} ")
+        else:
+            yield f"{above}{name}", command
+
+
 def _command(name: str, command: click.Command) -> str:
     arguments = [param for param in command.params if isinstance(param, click.Argument)]
     options = [param for param in command.params if isinstance(param, click.Option)]
@@ -107,7 +116,7 @@ def cli_page() -> str:
         _unwrapped(cli.help or ""),
         "Every command has `--help`.",
         table(("option", "default", "meaning"), map(_option_row, own)),
-        *(_command(name, cli.commands[name]) for name in sorted(cli.commands)),
+        *(_command(name, command) for name, command in _commands(cli)),
         "## Exit codes",
         _exit_codes(),
     )

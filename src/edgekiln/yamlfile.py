@@ -1,7 +1,7 @@
 """YAML files that people edit: read within bounds, into plain data that remembers where everything stands.
 
-The syntax is YAML 1.2 as `ruamel.yaml` parses it. Scalars follow the core schema of YAML 1.2 (10.3.2): `1e-4` is a
-number, `off` is a text, and a number keeps its spelling, so that a text field can read `1.10` as it was written.
+The syntax is YAML 1.2, which `edgekiln.yamlevents` parses. Scalars follow the core schema of YAML 1.2 (10.3.2): `1e-4`
+is a number, `off` is a text, and a number keeps its spelling, so that a text field can read `1.10` as it was written.
 Duplicate keys, tags and recursive aliases are refused; size, depth and what aliases expand to are bounded.
 """
 
@@ -14,15 +14,13 @@ import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Self, TypeAlias, TypeVar
+from typing import Annotated, Final, NamedTuple, Self, TypeAlias, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
-from ruamel.yaml import YAML, events
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.reader import ReaderError
 
 from edgekiln.errors import UsageError, nearest
+from edgekiln.yamlevents import Event, Undecided, fast_events, pure_events
 
 #: A plan of ten thousand builds takes a third of it; parsing that much takes about five seconds.
 MAX_BYTES: Final = 1 << 20
@@ -106,16 +104,14 @@ class Strict(BaseModel):
     )
 
 
-@dataclass(frozen=True)
-class Position:
+class Position(NamedTuple):
     """A place in a file; line and column count from 1, columns in characters."""
 
     line: int
     column: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Node:
+class _Node(NamedTuple):
     """A value with its place; `children` maps keys or indices to the place of the key and the value's node."""
 
     value: object
@@ -170,7 +166,7 @@ class Document:
 class _Composer:
     """Turns the parser's events into nodes, counting what they cost."""
 
-    def __init__(self, name: str, events: Iterator[Any]) -> None:
+    def __init__(self, name: str, events: Iterator[Event]) -> None:
         self._name, self._events = name, events
         self._anchors: dict[str, _Node] = {}
         self._spent = 0
@@ -179,34 +175,34 @@ class _Composer:
         """Return the root of the one document."""
         root: _Node | None = None
         for event in self._events:
-            if isinstance(event, events.DocumentStartEvent):
+            if event.kind == "document":
                 if root is not None:
                     raise self._error(event, "a second document begins here; keep one per file")
                 root = self._node(next(self._events), depth=1)
         return root or _Node(None, Position(1, 1), {})
 
-    def _error(self, event: Any, problem: str) -> UsageError:
-        return UsageError(f"{self._name}:{event.start_mark.line + 1}:{event.start_mark.column + 1}: {problem}")
+    def _error(self, event: Event, problem: str) -> UsageError:
+        return UsageError(f"{self._name}:{event.line}:{event.column}: {problem}")
 
-    def _spend(self, event: Any, count: int) -> None:
+    def _spend(self, event: Event, count: int) -> None:
         self._spent += count
         if self._spent > MAX_NODES:
             raise self._error(event, f"the file has more than {MAX_NODES} values, aliases expanded; split it")
 
-    def _node(self, event: Any, depth: int) -> _Node:
-        if isinstance(event, events.AliasEvent):
-            node = self._anchors.get(event.anchor)
+    def _node(self, event: Event, depth: int) -> _Node:
+        if event.kind == "alias":
+            node = self._anchors.get(event.anchor or "")
             if node is None:
                 raise self._error(event, f"the alias *{event.anchor} has no finished anchor &{event.anchor} above it")
             self._spend(event, node.size)
             return self._shallow(event, node, depth)
         self._spend(event, 1)
-        if event.ctag is not None and str(event.ctag) not in {"None", ""}:
-            raise self._error(event, f"the tag {_shown(str(event.ctag))} has no meaning here; remove it")
-        position = Position(event.start_mark.line + 1, event.start_mark.column + 1)
-        if isinstance(event, events.ScalarEvent):
-            node = _Node(plain_scalar(event.value) if event.implicit[0] else event.value, position, {})
-        elif isinstance(event, events.SequenceStartEvent):
+        if event.tag is not None:
+            raise self._error(event, f"the tag {_shown(event.tag)} has no meaning here; remove it")
+        position = Position(event.line, event.column)
+        if event.kind == "scalar":
+            node = _Node(plain_scalar(event.text) if event.plain else event.text, position, {})
+        elif event.kind == "sequence":
             node = self._sequence(position, depth)
         else:
             node = self._mapping(position, depth)
@@ -214,7 +210,7 @@ class _Composer:
             self._anchors[event.anchor] = node
         return self._shallow(event, node, depth)
 
-    def _shallow(self, event: Any, node: _Node, depth: int) -> _Node:
+    def _shallow(self, event: Event, node: _Node, depth: int) -> _Node:
         if depth + node.height - 1 > MAX_DEPTH:
             raise self._error(event, f"values are nested more than {MAX_DEPTH} deep")
         return node
@@ -222,7 +218,7 @@ class _Composer:
     def _sequence(self, position: Position, depth: int) -> _Node:
         items: dict[str | int, tuple[Position, _Node]] = {}
         for event in self._events:
-            if isinstance(event, events.SequenceEndEvent):
+            if event.kind == "end":
                 break
             self._check_depth(event, depth)
             node = self._node(event, depth + 1)
@@ -234,7 +230,7 @@ class _Composer:
         merged: dict[str | int, tuple[Position, _Node]] = {}
         merge_seen = False
         for event in self._events:
-            if isinstance(event, events.MappingEndEvent):
+            if event.kind == "end":
                 break
             self._check_depth(event, depth)
             key = self._key(event)
@@ -245,21 +241,21 @@ class _Composer:
             if _is_merge(event):
                 merge_seen, merged = True, self._merged(event, node)
             else:
-                own[key] = (Position(event.start_mark.line + 1, event.start_mark.column + 1), node)
+                own[key] = (Position(event.line, event.column), node)
         children = {**merged, **own}
         return _branch({key: node.value for key, (_, node) in children.items()}, position, children)
 
-    def _check_depth(self, event: Any, depth: int) -> None:
+    def _check_depth(self, event: Event, depth: int) -> None:
         if depth >= MAX_DEPTH:
             raise self._error(event, f"values are nested more than {MAX_DEPTH} deep")
 
-    def _key(self, event: Any) -> str:
-        if not isinstance(event, events.ScalarEvent) or event.tag is not None:
+    def _key(self, event: Event) -> str:
+        if event.kind != "scalar" or event.tag is not None:
             raise self._error(event, "a key must be a plain text")
         self._spend(event, 1)
-        return str(event.value)
+        return event.text
 
-    def _merged(self, event: Any, node: _Node) -> dict[str | int, tuple[Position, _Node]]:
+    def _merged(self, event: Event, node: _Node) -> dict[str | int, tuple[Position, _Node]]:
         """Return what `<<:` brings in; of several mappings the earlier wins."""
         bases = [node] if isinstance(node.value, dict) else [child for _, child in node.children.values()]
         if not bases or not all(isinstance(base.value, dict) for base in bases):
@@ -270,8 +266,8 @@ class _Composer:
         return merged
 
 
-def _is_merge(event: Any) -> bool:
-    return bool(event.value == "<<" and event.implicit[0])
+def _is_merge(event: Event) -> bool:
+    return event.plain and event.text == "<<"
 
 
 def _branch(value: object, position: Position, children: Mapping[str | int, tuple[Position, _Node]]) -> _Node:
@@ -414,29 +410,10 @@ def parse_yaml(data: bytes, name: str) -> Document:
         byte = data[error.start]
         raise UsageError(f"{name}:{line}: byte 0x{byte:02x} is not UTF-8; save the file as UTF-8") from None
     try:
-        root = _Composer(name, iter(YAML(typ="safe", pure=True).parse(text))).document()
-    except ReaderError as error:
-        line, column = _line_and_column(text, error.position)
-        raise UsageError(f"{name}:{line}:{column}: a control character is not allowed here; remove it") from None
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-        raise UsageError(f"{place}: not valid YAML: {_problem(error.problem or error.context or '')}") from None
-    except YAMLError as error:
-        raise UsageError(f"{name}: not valid YAML: {_problem(str(error))}") from None
-    except (ValueError, OverflowError):  # the scanner turns the number of a \U escape into a character unchecked
-        raise UsageError(f"{name}: not valid YAML: a \\U escape names no character; correct or remove it") from None
+        root = _Composer(name, fast_events(text)).document()
+    except Undecided:
+        root = _Composer(name, pure_events(text, name)).document()
     return Document(name, hashlib.sha256(data).hexdigest(), root.value, root)
-
-
-def _line_and_column(text: str, offset: int) -> tuple[int, int]:
-    before = text[:offset]
-    return before.count("\n") + 1, offset - (before.rfind("\n") + 1) + 1
-
-
-def _problem(problem: str) -> str:
-    hint = "; indent with spaces, not tabs" if "'\\t'" in problem else ""
-    return " ".join(problem.split()) + hint
 
 
 def _shown(value: object) -> str:

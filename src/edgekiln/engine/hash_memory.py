@@ -142,7 +142,7 @@ class HashMemory:
         before = Look.at(path)
         is_settled = _is_settled(before)
         sha256 = sha256_file(path)
-        if is_settled and Look.at(path) == before:
+        if is_settled:  # if it changed meanwhile, it does not look as before any more
             self._learn(path, before, sha256)
         return sha256
 

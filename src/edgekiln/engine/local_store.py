@@ -281,16 +281,11 @@ class LocalStore:
         return None
 
     def remove_damaged(self, record: Record) -> None:
-        """Forget a step of which a file is damaged, and every file of it that is: an equal one must not be shared."""
+        """Forget a step of which a file is damaged; one that others share is looked at before it is shared again."""
         if self.read_only:
             self._damaged.add(record.key)
             return
-        with contextlib.suppress(OSError, MachineError):
-            for file in record.files:
-                known = self._object(file.sha256)
-                with contextlib.suppress(FileNotFoundError):
-                    if fault_of(known, file.size, file.sha256) is not None:
-                        remove_file(known)
+        with contextlib.suppress(MachineError):
             self.remove(record.key)
 
     def has_files(self, key: str) -> bool:
