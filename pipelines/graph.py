@@ -122,8 +122,9 @@ def _plain(latency: Latency) -> Latency:
 
 
 def _latency_group(format_name: str, threads: int, device: Device) -> str:
-    name = f"latency of {BASELINE_FORMAT[format_name]} on {device.execution_provider}"
-    return f"{name}, {threads} threads, context {device.context_length}"
+    """Return what is timed in turn: it shares a container, its threads and the device that it was made for."""
+    context = f", context {device.context_length}" if device.context_length else ""
+    return f"latency of {BASELINE_FORMAT[format_name]} on {device.execution_provider}, {threads} threads{context}"
 
 
 class Graph:
@@ -151,7 +152,8 @@ class Graph:
         self._predicted: dict[tuple[_Memory, str], int] = {}
         self._source = {"checkpoint": self._checkpoint.identity}
         self._processor = {"platform": platform_version(), "processor": hardware_names()}
-        self._machine = {"cores": [physical_cores(), logical_cores()], "memory_bytes": memory_bytes()}
+        self._cores = logical_cores()
+        self._machine = {"cores": [physical_cores(), self._cores], "memory_bytes": memory_bytes()}
         self.reference = self._reference()
 
     # --- reference --------------------------------------------------------------------------------------------------
@@ -258,7 +260,7 @@ class Graph:
             },
             code=code_version("edgekiln.pipelines.export_task", own=_OWN),
             tools={**tool_versions(set(artifact_tools(plan)) - {"edgekiln"}), "edgekiln": __version__},
-            needs=Needs(export_memory(plan, checkpoint), seconds=self._settings.step_timeout_seconds),
+            needs=Needs(export_memory(plan, checkpoint, self._cores), seconds=self._settings.step_timeout_seconds),
             run=run,
             resumable=True,
             progress=_Progress(len(plan.tensors)),
@@ -354,7 +356,7 @@ class Graph:
         step = Step(
             name=f"{name}.latency",
             kind="latency",
-            action=_latency_group(format_name, threads, device),
+            action="speed and memory, in turn with its fp16 baseline",
             inputs=inputs,
             optional=frozenset({"baseline"}),
             sources=_sources(artifact),

@@ -51,6 +51,7 @@ def identify(checkpoint: Checkpoint, memory: HashMemory) -> Identified:
     """
     looks = {path: Look.at(path) for path in checkpoint.files}
     digests = memory.digests(checkpoint.files)
+    memory.save()  # a run that is killed need not hash it again
     identity = identity_of({path.name: digest for path, digest in zip(checkpoint.files, digests, strict=True)})
     found = Identified(replace(checkpoint, known_identity=identity), MappingProxyType(looks))
     found.require_unchanged()

@@ -21,6 +21,7 @@ from edgekiln.engine.step import Step
 from edgekiln.errors import EdgekilnError, ExitCode, MachineError, worst
 from edgekiln.files import require_utf8
 from edgekiln.host import hardware_names, logical_cores, tool_versions
+from edgekiln.memory import uncollected
 from edgekiln.pipelines.cells import Cell, check_runtime, prepare
 from edgekiln.pipelines.engine_room import EngineRoom, RunOptions, engine_room
 from edgekiln.pipelines.export import check_outside
@@ -114,9 +115,10 @@ def run_plan(plan: Plan, console: Console, options: RunOptions = RunOptions()) -
     checkpoint = open_checkpoint(settings.checkpoint, offline=settings.offline, listener=console)
     check_outside(settings.out, checkpoint)
     require_utf8(checkpoint.directory, "rename a folder of it")
-    cells = prepare(plan, checkpoint)
-    for cell in cells:
-        _refuse_runtime(cell)
+    with uncollected():
+        cells = prepare(plan, checkpoint)
+        for cell in cells:
+            _refuse_runtime(cell)
     logs = settings.out / LOGS
     with (
         workspace(settings.out) as scratch,
@@ -151,6 +153,12 @@ def threads_here(build: Build) -> int:
 def _cores() -> int:
     """Return the cores of this machine; control groups are a dozen files, and every build asks several times."""
     return logical_cores()
+
+
+@functools.cache
+def _hardware() -> str:
+    """Return the names of this machine, which lie in several files as well."""
+    return hardware_names()
 
 
 def make_steps(cells: Sequence[Cell], graph: Graph, out: Path, scratch: Path) -> dict[str, BuildSteps]:
@@ -209,8 +217,9 @@ class _Run:
             return
         identified = identify(self._checkpoint, self._room.memory)
         self._checkpoint = identified.checkpoint
-        self._graph = Graph(identified, self._settings, self._room.memory)
-        self._steps = make_steps(self._cells, self._graph, self._settings.out, self._scratch)
+        with uncollected():
+            self._graph = Graph(identified, self._settings, self._room.memory)
+            self._steps = make_steps(self._cells, self._graph, self._settings.out, self._scratch)
         goals = goals_of(self._cells, self._steps)
         self._room.announce(goals)
         try:
@@ -243,10 +252,11 @@ class _Run:
     def report(self) -> Outcome:
         """Judge every build, write the report, and return it with the exit code."""
         reference = self._reference()
-        builds = tuple(self._judge(cell) for cell in self._cells)
-        report = self._assemble(reference, builds)
-        write_atomically(self._settings.out / REPORT, report.to_json())
-        write_atomically(self._settings.out / REPORT_MARKDOWN, render_markdown(report))
+        with uncollected():
+            builds = tuple(self._judge(cell) for cell in self._cells)
+            report = self._assemble(reference, builds)
+            write_atomically(self._settings.out / REPORT, report.to_json())
+            write_atomically(self._settings.out / REPORT_MARKDOWN, render_markdown(report))
         codes = (_exit_code(cell, build) for cell, build in zip(self._cells, builds, strict=True))
         return Outcome(report, worst(codes))
 
@@ -345,7 +355,7 @@ def _report(cell: Cell, timings: Timings, settings: Settings, cached: tuple[str,
         max_spread=settings.max_spread,
         allow_not_measured=build.allow_not_measured,
         error=cell.error,
-        elsewhere=elsewhere(build.target, platform.machine(), hardware_names()),
+        elsewhere=elsewhere(build.target, platform.machine(), _hardware()),
     )
     return judged(base, findings)
 

@@ -68,7 +68,7 @@ def published(record: Record, out: Path, build_id: str, memory: HashMemory) -> P
     destination = _destination(record, out, build_id)
     try:
         intact = all(memory.digest(destination / file.path) == file.sha256 for file in record.files)
-        more = len(list(destination.iterdir())) - len({Path(file.path).parts[0] for file in record.files})
+        more = sum(1 for _ in destination.iterdir()) - len({file.path.partition("/")[0] for file in record.files})
     except OSError:
         return None
     return destination if intact and not more else None

@@ -117,7 +117,7 @@ def test_what_turns_out_to_be_there_is_counted_and_what_another_engine_made_is_n
     console.ends(d, Outcome("hit", seconds=5.0))
     assert capsys.readouterr().err.splitlines() == [
         "12:00:00 [1/4] a: exporting, 1.0 s",
-        "12:00:00 2 steps need not be made after all",
+        "12:00:00 2 steps turned out to be there already",
         "12:00:00 [4/4] d: made by another edgekiln",
     ]
     assert console._progress.running() == []

@@ -367,7 +367,7 @@ def test_before_a_result_is_visible_all_of_it_has_gone_to_the_disk(store, monkey
     fsync, replace = os.fsync, os.replace
 
     def flushed(descriptor):
-        done.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        done.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
         fsync(descriptor)
 
     def replaced(source, target):

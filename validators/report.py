@@ -12,7 +12,7 @@ REPORT_SCHEMA: Final = "edgekiln.report/1"
 class _Value(BaseModel):
     """A frozen part of a report."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, defer_build=True)
 
 
 class CheckpointReport(_Value):

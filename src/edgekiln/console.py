@@ -147,7 +147,7 @@ class Console:
             if untouched := self._progress.untouched:
                 self.say(f"{untouched} of {self._progress.total} steps were made before")
         elif dropped:
-            self.say(f"{_plural(dropped)} need not be made after all")
+            self.say(f"{_plural(dropped)} turned out to be there already")
 
     def begins(self, step: Step, last_seconds: float | None) -> None:
         """A step begins; it took `last_seconds` the last time."""
