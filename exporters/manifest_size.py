@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
 from typing import Final
 
 from edgekiln import __version__
@@ -19,6 +19,7 @@ from edgekiln.artifact import (
 )
 from edgekiln.checkpoint import EMBEDDED, Checkpoint
 from edgekiln.exporters.base import ExportPlan
+from edgekiln.installed import package_version
 
 _SHA256: Final = "0" * 64
 #: A line of SHA256SUMS beside the name: hash, two spaces, line end.
@@ -29,7 +30,7 @@ _LINE: Final = len(_SHA256) + 3
 def tool_version(package: str) -> str:
     """Return the version of an installed package; a usual one's length where it is not installed."""
     try:
-        return version(package)
+        return package_version(package)
     except PackageNotFoundError:
         return "0.0.0"
 

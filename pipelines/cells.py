@@ -11,7 +11,6 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekiln.artifact import Manifest
 from edgekiln.checkpoint import Checkpoint, open_checkpoint
 from edgekiln.device import Device
 from edgekiln.errors import EdgekilnError, MachineError, UnsupportedError, UsageError
@@ -42,7 +41,6 @@ class Cell:
     unsupported: str | None = None
     error: EdgekilnError | None = None
     artifact: Path | None = None
-    manifest: Manifest | None = None
     export_seconds: float | None = None
     metrics: ArtifactMetrics | None = None
 

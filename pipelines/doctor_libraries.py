@@ -89,6 +89,7 @@ GROUPS: Final[tuple[tuple[Library, ...], ...]] = (
         Library("psutil", "psutil", "limits and measurements"),
         Library("filelock", "filelock", "output folders"),
         Library("pydantic", "pydantic", "files and reports"),
+        Library("pyyaml", "yaml", "pipelines and targets"),
         Library("ruamel.yaml", "ruamel.yaml", "pipelines and targets"),
         Library("packaging", "packaging", "version ranges"),
         Library("click", "click", "the command line"),

@@ -18,7 +18,7 @@ from edgekiln.checkpoint import Checkpoint, open_checkpoint
 from edgekiln.console import Console
 from edgekiln.engine import survey
 from edgekiln.engine.step import Step
-from edgekiln.errors import EdgekilnError, ExitCode, MachineError, worst
+from edgekiln.errors import EdgekilnError, ExitCode, InterruptError, MachineError, worst
 from edgekiln.files import require_utf8
 from edgekiln.host import hardware_names, logical_cores, tool_versions
 from edgekiln.memory import uncollected
@@ -130,9 +130,10 @@ def run_plan(plan: Plan, console: Console, options: RunOptions = RunOptions()) -
         run = _Run(plan, cells, checkpoint, room, scratch)
         try:
             run.make()
-        finally:
-            outcome = run.report()
-    return outcome
+        except KeyboardInterrupt:
+            run.report()
+            raise
+        return run.report()
 
 
 def _refuse_runtime(cell: Cell) -> None:
@@ -277,6 +278,8 @@ class _Run:
         if steps is not None:
             self._collect(cell, steps)
             timings = read_timings(steps, self._outcomes)
+        elif cell.alive:
+            cell.error = InterruptError("the run was interrupted before it began")
         report = _report(cell, timings, self._settings, self._cached(steps))
         if steps is not None and any(gate.reason and gate.reason.startswith(TOO_NOISY) for gate in report.gates):
             self._forget(steps.latency)

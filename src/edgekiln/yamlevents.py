@@ -55,12 +55,13 @@ _KINDS: Final[dict[str, Kind]] = {
     "MappingEndEvent": "end",
 }
 # What the two read differently: libyaml breaks lines at three characters more, takes tabs and byte order marks where
-# YAML has none, ends names of anchors earlier, and takes `|#`, `?` in lists and directives in its own ways.
+# YAML has none, ends names of anchors earlier, takes `|#` and blocks that begin with an empty line, and has its own
+# ways with `?` in lists and with directives. No alternative looks at any part of a text twice.
 _UNUSUAL: Final = re.compile(
     r"[\t\x85\u2028\u2029\ufeff]"
     r"|^%"
     r"|[&*][0-9A-Za-z_-]*[?:%@`]"
-    r"|[|>][-+0-9]*#"
+    r"|[|>][-+0-9]* *(?:#|(?>\r\n|\r|\n) *[\r\n])"
     r"|(?:^|[-\[{,:?]) *\?(?:\s|$)",
     re.MULTILINE,
 )

@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 from edgekiln.errors import UsageError, nearest
 from edgekiln.yamlevents import Event, Undecided, fast_events, pure_events
 
-#: A plan of ten thousand builds takes a third of it; parsing that much takes about five seconds.
+#: A plan of ten thousand builds takes a third of it; parsing that much takes about a second.
 MAX_BYTES: Final = 1 << 20
 #: Keys, values and list items, those that aliases repeat counted each time.
 MAX_NODES: Final = 250_000
