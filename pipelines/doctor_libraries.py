@@ -88,6 +88,8 @@ GROUPS: Final[tuple[tuple[Library, ...], ...]] = (
         Library("jinja2", "jinja2", "chat templates"),
         Library("psutil", "psutil", "limits and measurements"),
         Library("filelock", "filelock", "output folders"),
+        Library("platformdirs", "platformdirs", "the cache"),
+        Library("fsspec", "fsspec", "shared caches"),
         Library("pydantic", "pydantic", "files and reports"),
         Library("pyyaml", "yaml", "pipelines and targets"),
         Library("ruamel.yaml", "ruamel.yaml", "pipelines and targets"),
