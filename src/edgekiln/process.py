@@ -45,6 +45,8 @@ _WINDOWS_CRASHES: Final = {
     0xC0000409: "its own abort",
 }
 
+#: What a file system refuses a child, whatever it was about to do.
+_MACHINE_FAULTS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
 #: Set in every child: nothing we start reports to anyone, and none of it needs the network or an account.
 QUIET_ENVIRONMENT: Final = {
     "DO_NOT_TRACK": "1",
@@ -346,8 +348,8 @@ def serve(tasks: Mapping[str, Task]) -> None:
         answer = {"schema": _SCHEMA, "error": {"kind": MachineError.__name__, "message": message}}
     except OSError as error:
         traceback.print_exc()
-        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        kind, message = (MachineError, "the disk is full; free space") if full else (StepError, str(error))
+        kind = MachineError if error.errno in _MACHINE_FAULTS else StepError
+        message = "the disk is full; free space" if error.errno in {errno.ENOSPC, errno.EDQUOT} else str(error)
         answer = {"schema": _SCHEMA, "error": {"kind": kind.__name__, "message": message}}
     except Exception as error:  # noqa: BLE001 - a runtime may raise anything; the parent turns it into a StepError
         traceback.print_exc()

@@ -176,6 +176,8 @@ class Engine:
         """
         _check_batches(goals)
         try:
+            self._look_around(goals)
+            self._note_what_is_there()
             while True:
                 self._look_around(goals)
                 while not self._ending and (unit := self._next()) is not None:
@@ -221,6 +223,12 @@ class Engine:
                 self._stop(goal, seen)
         left = [step for step, state in self.survey.states.items() if state.wanted or state.undecided or state.running]
         self._listener.expect(left)
+
+    def _note_what_is_there(self) -> None:
+        """Write down how many steps were made before, and which were not."""
+        states = self.survey.states.items()
+        missing = [step.name for step, state in states if state.wanted or state.undecided]
+        self._run_log.write("survey", there=len(states) - len(missing), missing=missing)
 
     def _stop(self, step: Step, seen: set[Step]) -> None:
         state = self.survey.state(step)
