@@ -111,7 +111,8 @@ def run_outside(case: Case, folder: Path) -> Shown:
     words: list[str] = []
     for word in case.wrapper or ("{}",):
         words += command if word == "{}" else [word]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **(case.environment or {})}
+    own_cache = {"EDGEKILN_CACHE": f"{folder}.cache"}  # what another case made would hide a fault
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **own_cache, **(case.environment or {})}
     begin = time.monotonic()
     shown = subprocess.run(
         words,
@@ -121,6 +122,7 @@ def run_outside(case: Case, folder: Path) -> Shown:
         timeout=300,
         env={name: value.replace("{folder}", str(folder)) for name, value in environment.items() if value != "-"},
     )
+    shutil.rmtree(own_cache["EDGEKILN_CACHE"], ignore_errors=True)
     text = [stream.decode("utf-8", "surrogateescape") for stream in (shown.stdout, shown.stderr)]
     return Shown(shown.returncode, *text, time.monotonic() - begin)
 

@@ -226,8 +226,11 @@ def test_an_interrupt_ends_with_130_and_leaves_no_process_and_nothing_half_writt
     assert process.returncode == 130
     assert "edgekiln: interrupted" in errors
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
-    left = {path.name for path in Path(tmp_path).rglob("*") if path.is_file()} - {".edgekiln.lock"}
-    assert not {name for name in left if name.endswith((".partial", ".gguf", ".data")) or name.startswith(".")}
+    whole = {path.parent for path in tmp_path.rglob("SHA256SUMS")}  # written last; the directory is renamed after that
+    left = {path for path in tmp_path.rglob("*") if path.is_file() and path.parent not in whole}
+    assert not {path.name for path in left if path.name.endswith((".partial", ".gguf", ".data"))}
+    assert {path.name for path in left if path.name.startswith(".")} <= {".edgekiln.lock"}
+    assert json.loads((tmp_path / "artifacts" / "report.json").read_text())["builds"][0]["status"] == "error"
 
 
 def test_export_makes_one_artifact_and_json_holds_its_manifest_only(tmp_path):

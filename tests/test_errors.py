@@ -24,6 +24,7 @@ def test_every_error_class_has_a_documented_code():
             yield from leaves(child)
 
     documented = {ExitCode.USAGE, ExitCode.UNSUPPORTED, ExitCode.STEP_FAILED, ExitCode.ENVIRONMENT, ExitCode.BUG}
+    documented.add(ExitCode.INTERRUPTED)
     assert {kind.exit_code for kind in leaves(EdgekilnError)} <= documented
 
 

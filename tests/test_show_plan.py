@@ -20,6 +20,7 @@ from edgekiln.pipelines.schemas import json_schema
 @pytest.fixture(autouse=True)
 def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EDGEKILN_CACHE", str(tmp_path / "no cache"))
 
 
 def run(*arguments: str) -> Result:
