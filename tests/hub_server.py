@@ -227,11 +227,11 @@ class _Handler(BaseHTTPRequestHandler):
         limit = min(limit, len(data) if faults.stall_after is None else faults.stall_after)
         while sent < min(limit, len(data)):
             piece = data[sent : min(sent + faults.chunk, limit)]
+            self.server.sent += len(piece)  # before the client has it, and may look
             self.wfile.write(piece)
             self.wfile.flush()
             sent += len(piece)
             time.sleep(faults.delay)
-        self.server.sent += sent
         if sent < len(data) and faults.stall_after is not None:
             self.server.closing.wait(30)
         if sent < len(data):

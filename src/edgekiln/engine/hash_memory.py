@@ -26,6 +26,8 @@ _FINE_SECONDS: Final = 0.05
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 #: What was found is written down at the end of a run and, in a long one, now and then.
 _SAVE_SECONDS: Final = 10.0
+#: Files whose hashes are taken out of the database at once.
+_MOST_AT_ONCE: Final = 20_000
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, looks TEXT NOT NULL, sha256 TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS durations (name TEXT PRIMARY KEY, seconds REAL NOT NULL) WITHOUT ROWID;
@@ -77,6 +79,7 @@ class HashMemory:
         self._path = path
         self._lock = threading.Lock()
         self._known: dict[str, tuple[str, str]] = {}
+        self._has_read_all = False
         self._new_files: dict[str, tuple[str, str]] = {}
         self._new_durations: dict[str, float] = {}
         self._saved_at = time.monotonic()
@@ -174,7 +177,22 @@ class HashMemory:
         with self._lock:
             self._known[name] = self._new_files[name] = str(look), sha256
 
+    def _read_all(self) -> None:
+        """Take what is remembered at once, as far as it is little: single look-ups would take longer than all else."""
+        connection = self._connection
+        if self._has_read_all or connection is None:
+            return
+        self._has_read_all = True
+        query = f"SELECT path, looks, sha256 FROM files LIMIT {_MOST_AT_ONCE}"  # noqa: S608 - a number of ours
+        for row in self._guarded(lambda: connection.execute(query).fetchall()) or ():
+            match row:
+                case (str(name), str(look), str(sha256)) if _SHA256.fullmatch(sha256):
+                    self._known.setdefault(name, (look, sha256))
+
     def _look_up(self, name: str) -> tuple[str, str] | None:
+        self._read_all()
+        if name in self._known:
+            return self._known[name]
         match self._row("SELECT looks, sha256 FROM files WHERE path = ?", name):
             case (str(look), str(sha256)) if _SHA256.fullmatch(sha256):
                 self._known[name] = look, sha256
