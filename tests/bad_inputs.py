@@ -622,7 +622,7 @@ CASES: Final[Mapping[str, Mapping[str, Case]]] = {
             project(), 4, "was killed by SIGILL without a result; its log is out/logs/", BUILD,
             environment=fault("transformers", "SIGILL"), needs=_no_posix, leaves=_RUN_FILES),
         "a runtime that hangs": Case(
-            project(), 4, "did not finish within 2 s and was ended; its log is out/logs/",
+            project(), 4, "was ended, since its step took longer than 2 s; its log is out/logs/",
             (*BUILD[:-1], "step_timeout_seconds=2"),
             environment=fault("transformers", "hang"), leaves=_RUN_FILES),
         "a runtime that is missing": Case(
