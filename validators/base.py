@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from edgekiln.errors import UsageError
 
 Outcome: TypeAlias = Literal["pass", "fail", "not_measured", "known_divergence"]
+#: An `error` fails the check that found it; a `warning` and a `note` fail nothing.
+Severity: TypeAlias = Literal["error", "warning", "note"]
 
 _LEAST: Final = MappingProxyType(
     {
@@ -36,6 +38,25 @@ LEAST_PROMPT_TOKENS: Final = 64
 
 
 @dataclass(frozen=True)
+class Finding:
+    """One thing that a check found.
+
+    Attributes:
+        id: Stable id, e.g. `conservation/swapped`; what reports of two runs are matched by, with `subject`.
+        severity: How much it weighs.
+        subject: The tensor, file, key or input that it is about.
+        detail: One sentence: what was found, and what was expected.
+        fix: What to do about it, in the imperative.
+    """
+
+    id: str
+    severity: Severity
+    subject: str
+    detail: str
+    fix: str
+
+
+@dataclass(frozen=True)
 class CheckResult:
     """The outcome of one structural check.
 
@@ -43,11 +64,13 @@ class CheckResult:
         check: Stable id, e.g. `gguf/metadata`.
         outcome: `known_divergence` is a difference that the runtime is known for; it fails nothing.
         detail: One sentence: what was compared, or the first things found wrong.
+        findings: Everything found, each with its fix. A failed check has at least one error.
     """
 
     check: str
     outcome: Outcome
     detail: str
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)

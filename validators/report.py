@@ -107,6 +107,23 @@ class TargetsReport(_Value):
     )
 
 
+class FindingReport(_Value):
+    """One thing that a check found."""
+
+    id: str = Field(description="Stable id of what was found.", examples=["conservation/swapped"])
+    severity: Literal["error", "warning", "note"] = Field(
+        description="An error fails its check; the others fail nothing.", examples=["error"]
+    )
+    subject: str = Field(
+        description="The tensor, file, key or input that it is about.", examples=["blk.1.ffn_up.weight"]
+    )
+    detail: str = Field(
+        description="What was found, and what was expected.",
+        examples=["holds what model.layers.4.mlp.up_proj.weight is in the checkpoint"],
+    )
+    fix: str = Field(description="What to do about it.", examples=["Export the artifact again."])
+
+
 class CheckReport(_Value):
     """One structural check."""
 
@@ -118,6 +135,126 @@ class CheckReport(_Value):
         description="What was compared, or the first things found wrong.",
         examples=["27 keys agree with the checkpoint"],
     )
+    findings: tuple[FindingReport, ...] = Field(
+        default=(),
+        description="Everything found, each with its fix.",
+        examples=[[{"id": "conservation/swapped", "severity": "error", "subject": "blk.1.ffn_up.weight"}]],
+    )
+
+
+class TensorReport(_Value):
+    """One tensor of the artifact, compared with what it was made of."""
+
+    name: str = Field(description="Name in the artifact.", examples=["blk.0.ffn_down.weight"])
+    sources: tuple[str, ...] = Field(
+        description="Tensors of the checkpoint that it is made of; several where they were fused.",
+        examples=[["model.layers.0.mlp.down_proj.weight"]],
+    )
+    type: str = Field(description="What its weights lie in.", examples=["q4_0"])
+    weights: int = Field(description="Number of weights.", examples=[4358144])
+    bits_per_weight: float = Field(description="With scales and offsets.", examples=[4.5])
+    relative_error: float = Field(description="Norm of the difference over the norm of the source.", examples=[0.083])
+    cosine: float = Field(description="Cosine of artifact and source.", examples=[0.9966])
+    snr_db: float | None = Field(
+        description="Signal-to-noise ratio in dB; null where nothing differs.", examples=[21.6]
+    )
+
+
+class LayerReport(_Value):
+    """Errors of one layer, for the heat map."""
+
+    layer: int | None = Field(description="Number of the layer; null for what lies outside.", examples=[0])
+    relative_errors: dict[str, float] = Field(
+        description="Relative error by the part of the layer.", examples=[{"mlp.down_proj": 0.083}]
+    )
+
+
+class ConservationReport(_Value):
+    """Whether the artifact holds the checkpoint's weights: all of them, each in its place, nothing else."""
+
+    exported: int = Field(description="Tensors of the checkpoint that are a tensor of the artifact.", examples=[290])
+    tied: int = Field(description="Tensors of the artifact that are another one's twin.", examples=[1])
+    fused: int = Field(description="Tensors of the checkpoint that are a part of a tensor.", examples=[72])
+    dropped: dict[str, str] = Field(
+        default={},
+        description="Tensors left out by design, and why.",
+        examples=[{"mtp.0.weight": "no decoder uses it"}],
+    )
+    compared_weights: int = Field(description="Weights that were compared by value.", examples=[494032768])
+    relative_error: float = Field(description="Over all weights together.", examples=[0.081])
+    snr_db: float | None = Field(description="The same in dB; null where nothing differs.", examples=[21.8])
+    worst: tuple[TensorReport, ...] = Field(
+        description="The ten tensors with the largest relative error.", examples=[[{"name": "blk.0.ffn_down.weight"}]]
+    )
+    layers: tuple[LayerReport, ...] = Field(description="Errors of each part of each layer.", examples=[[{"layer": 0}]])
+
+
+class PrecisionReport(_Value):
+    """What the weights lie in, against what was asked for."""
+
+    asked: str | None = Field(
+        description="Type that was asked for, or that most weights have where nobody asked.", examples=["int4"]
+    )
+    bits_per_weight: float = Field(description="Of all tensors, per stored weight of the checkpoint.", examples=[4.9])
+    weights_by_type: dict[str, int] = Field(
+        description="Weights of matrices by type.", examples=[{"int4": 357826560, "int8": 136134656}]
+    )
+    exceptions: tuple[TensorReport, ...] = Field(
+        default=(),
+        description="Matrices of another type than was asked for, the largest first, at most fifty.",
+        examples=[[{"name": "lm_head.weight"}]],
+    )
+
+
+class SectionReport(_Value):
+    """Parity on one part of the corpus."""
+
+    section: str = Field(description="Name of the part.", examples=["code"])
+    scored_tokens: int = Field(description="Positions compared.", examples=[255])
+    mean_kld: float = Field(description="Mean over them, in nats.", examples=[0.0219])
+    p99_kld: float = Field(description="99th percentile, in nats.", examples=[0.17])
+    top1_agreement: float = Field(description="Share with the same most likely token.", examples=[0.867])
+    perplexity_ratio: float = Field(description="Artifact's perplexity over the reference's.", examples=[1.02])
+
+
+class PathReport(_Value):
+    """Parity on another path through the runtime than the prefill of the corpus."""
+
+    scored_tokens: int = Field(description="Positions compared.", examples=[64])
+    context_tokens: int = Field(description="Longest context before a scored position.", examples=[192])
+    mean_kld: float = Field(description="Mean over them, in nats.", examples=[0.0221])
+    max_kld: float = Field(description="Worst position, in nats.", examples=[0.3])
+    top1_agreement: float = Field(description="Share with the same most likely token.", examples=[0.867])
+    prefill_mean_kld: float | None = Field(
+        default=None,
+        description="Mean of the same positions on the prefill path; null where they were not run.",
+        examples=[0.0219],
+    )
+
+
+class TokenReport(_Value):
+    """One token that the artifact predicts badly, in its context."""
+
+    section: str = Field(description="Part of the corpus.", examples=["code"])
+    position: int = Field(description="Position in its window, from 0.", examples=[118])
+    kld: float = Field(description="In nats.", examples=[0.62])
+    before: str = Field(description="Text before it.", examples=["for i in range("])
+    token: str = Field(description="The token that follows in the corpus.", examples=["len"])
+    reference: tuple[tuple[str, float], ...] = Field(
+        description="Most likely tokens of the reference, with their probabilities.", examples=[[["len", 0.71]]]
+    )
+    artifact: tuple[tuple[str, float], ...] = Field(
+        description="Most likely tokens of the artifact, with their probabilities.", examples=[[["10", 0.38]]]
+    )
+
+
+class ReplyReport(_Value):
+    """A greedy reply of the reference and one of the artifact to the same prompt."""
+
+    prompt: str = Field(description="What the user says.", examples=["What is the capital of France?"])
+    reference: str = Field(description="The reference's reply, at most `greedy_tokens` long.", examples=["Paris."])
+    artifact: str = Field(description="The artifact's.", examples=["Paris."])
+    agreed_tokens: int = Field(description="Leading tokens that are equal.", examples=[2])
 
 
 class ParityReport(_Value):
@@ -139,6 +276,51 @@ class ParityReport(_Value):
         examples=[21.5],
     )
     runtime: str = Field(description="The runtime that computed the logits.", examples=["llama.cpp"])
+    p95_kld: float | None = Field(default=None, description="95th percentile.", examples=[0.09])
+    p999_kld: float | None = Field(default=None, description="99.9th percentile.", examples=[0.41])
+    mean_kld_interval: tuple[float, float] | None = Field(
+        default=None, description="95 % confidence interval of the mean, by bootstrap.", examples=[[0.0207, 0.0231]]
+    )
+    perplexity_ratio_interval: tuple[float, float] | None = Field(
+        default=None, description="95 % confidence interval of the ratio, by bootstrap.", examples=[[0.98, 1.04]]
+    )
+    top1_near_ties: float | None = Field(
+        default=None,
+        description="Share of tokens where the reference's two most likely successors are nearer to each other than "
+        "the runtime's own noise.",
+        examples=[0.004],
+    )
+    top1_agreement_clear: float | None = Field(
+        default=None, description="Agreement over all other tokens.", examples=[0.869]
+    )
+    rms_delta_p: float | None = Field(
+        default=None,
+        description="Root mean square difference of the probabilities that the following token has.",
+        examples=[0.021],
+    )
+    tail_mass: float | None = Field(
+        default=None,
+        description="Mean probability of what the kept reference lumps together; KLDs are low by about this share.",
+        examples=[0.0004],
+    )
+    sections: tuple[SectionReport, ...] = Field(
+        default=(), description="The same by part of the corpus.", examples=[[{"section": "code"}]]
+    )
+    kld_by_position: tuple[float, ...] = Field(
+        default=(), description="Mean KLD at each position of a window.", examples=[[0.4, 0.1, 0.05]]
+    )
+    worst_tokens: tuple[TokenReport, ...] = Field(
+        default=(), description="The worst tokens, in context.", examples=[[{"section": "code", "kld": 0.62}]]
+    )
+    replies: tuple[ReplyReport, ...] = Field(
+        default=(), description="Greedy replies side by side.", examples=[[{"prompt": "Hi", "agreed_tokens": 9}]]
+    )
+    decode: PathReport | None = Field(
+        default=None, description="Token by token, through the cache.", examples=[{"mean_kld": 0.0221}]
+    )
+    long_context: PathReport | None = Field(
+        default=None, description="At the end of a long context.", examples=[{"context_tokens": 4096}]
+    )
 
 
 class Speeds(_Value):
@@ -170,6 +352,19 @@ class Speeds(_Value):
         default={},
         description="Tokens per second by length, as llama-bench names them: pp128, tg64.",
         examples=[{"pp128": 160.0, "tg64": 41.0}],
+    )
+    by_depth: dict[str, float] = Field(
+        default={},
+        description="Tokens generated per second with a filled cache, as llama-bench names them: tg32 @ d512.",
+        examples=[{"tg32 @ d512": 39.0}],
+    )
+    by_batch: dict[str, float] = Field(
+        default={},
+        description="Tokens generated per second by several sequences together: tg32 × 4.",
+        examples=[{"tg32 × 4": 90.0}],
+    )
+    joules_per_token: float | None = Field(
+        default=None, description="Energy of the processor packages per generated token.", examples=[1.3]
     )
     spread: dict[str, float] = Field(
         default={},
@@ -280,6 +475,16 @@ class BuildReport(_Value):
         default=(),
         description="What was checked without running the model.",
         examples=[[{"check": "gguf/metadata", "outcome": "pass"}]],
+    )
+    conservation: ConservationReport | None = Field(
+        default=None,
+        description="Whether it holds the checkpoint's weights; null where they could not be compared.",
+        examples=[{"exported": 290, "relative_error": 0.081}],
+    )
+    precision_built: PrecisionReport | None = Field(
+        default=None,
+        description="What its weights lie in; null where it cannot be read.",
+        examples=[{"asked": "int4", "bits_per_weight": 4.9}],
     )
     parity: ParityReport | None = Field(
         default=None,
