@@ -154,8 +154,8 @@ class _Collector:
     def start(self) -> None:
         """Add the reference, which every build is compared with."""
         checkpoint, settings = self.checkpoint, self.settings
-        memory = reference_memory(checkpoint, settings) if checkpoint else None
-        disk = reference_bytes(checkpoint, settings) if checkpoint else None
+        memory = reference_memory(checkpoint) if checkpoint else None
+        disk = reference_bytes(settings)
         self.add(REFERENCE, "reference", (), memory, disk)
 
     def look(self, plan: ExportPlan | None) -> _Facts:

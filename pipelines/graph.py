@@ -36,7 +36,13 @@ from edgekiln.pipelines.export_task import export_in_child
 from edgekiln.pipelines.forecast import BASELINE_FORMAT
 from edgekiln.pipelines.identify import Identified
 from edgekiln.pipelines.measure import Rounds, Subject, Timing, time_alternating
-from edgekiln.pipelines.predict import export_memory, latency_memory, reference_memory, validate_memory
+from edgekiln.pipelines.predict import (
+    export_memory,
+    latency_memory,
+    reference_budget,
+    reference_memory,
+    validate_memory,
+)
 from edgekiln.pipelines.protocol import check_context, make_protocol
 from edgekiln.pipelines.settings import Settings
 from edgekiln.pipelines.workspace import publish, published
@@ -46,14 +52,14 @@ from edgekiln.validators.base import MeasurementProtocol
 from edgekiln.validators.corpus import read_corpus
 from edgekiln.validators.kinds import identify as identify_artifact
 from edgekiln.validators.latency import Latency
-from edgekiln.validators.validate import ArtifactMetrics, make_reference, open_reference, validate_artifact
+from edgekiln.validators.validate import ArtifactMetrics, Expected, make_reference, open_reference, validate_artifact
 
 #: Kinds of steps in the order of a build, as `--from` takes them: one and all that come after it are made anew.
 KINDS: Final = ("reference", "export", "publish", "validate", "latency")
 METRICS: Final = "metrics.json"
 TIMINGS: Final = "timings.json"
 #: Packages that touch what is measured: in every validation, and by what is run.
-_VALIDATION_TOOLS: Final = ("gguf", "numpy", "onnx", "tokenizers", "transformers")
+_VALIDATION_TOOLS: Final = ("gguf", "jinja2", "numpy", "onnx", "tokenizers", "transformers", "xllamacpp")
 _RUNTIME_TOOLS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "gguf": ("llama-cpp-python",),
@@ -98,6 +104,28 @@ class Given:
 Artifact: TypeAlias = Step | Given
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """What an artifact is timed under; only what shares them is timed in turn.
+
+    Attributes:
+        device: What it was made for.
+        threads: Of the runtime.
+        batches: Numbers of sequences that are decoded side by side.
+    """
+
+    device: Device
+    threads: int
+    batches: tuple[int, ...] = ()
+
+    def group(self, format_name: str) -> str:
+        """Return the name of the artifacts of a container that are timed in turn."""
+        context = f", context {self.device.context_length}" if self.device.context_length else ""
+        batches = f", batches of {', '.join(map(str, self.batches))}" if self.batches else ""
+        provider, threads = self.device.execution_provider, self.threads
+        return f"latency of {BASELINE_FORMAT[format_name]} on {provider}, {threads} threads{context}{batches}"
+
+
 class _Memory(Protocol):
     """Predicts the peak memory of a step."""
 
@@ -121,12 +149,6 @@ def _plain(latency: Latency) -> Latency:
     )
 
 
-def _latency_group(format_name: str, threads: int, device: Device) -> str:
-    """Return what is timed in turn: it shares a container, its threads and the device that it was made for."""
-    context = f", context {device.context_length}" if device.context_length else ""
-    return f"latency of {BASELINE_FORMAT[format_name]} on {device.execution_provider}, {threads} threads{context}"
-
-
 class Graph:
     """Makes the steps of all builds of one checkpoint; equal steps are one.
 
@@ -141,7 +163,7 @@ class Graph:
 
     def __init__(self, identified: Identified, settings: Settings, memory: HashMemory) -> None:
         self._identified, self._checkpoint = identified, identified.checkpoint
-        self._settings, self._memory = settings, memory
+        self.settings, self._memory = settings, memory
         self._protocol = make_protocol(settings, settings.threads or physical_cores())
         check_context(self._protocol, self._checkpoint)
         self._exports: dict[tuple[object, ...], Step] = {}
@@ -159,7 +181,7 @@ class Graph:
     # --- reference --------------------------------------------------------------------------------------------------
 
     def _reference(self) -> Step:
-        settings, protocol = self._settings, self._protocol
+        settings, protocol = self.settings, self._protocol
 
         def run(work: Work) -> None:
             make_reference(
@@ -167,26 +189,24 @@ class Graph:
                 protocol,
                 work.directory,
                 log=work.log,
+                memory_bytes=reference_budget(self._checkpoint),
                 corpus=settings.corpus,
                 limits=work.limits,
             )
             self._identified.require_unchanged()
 
         # What of the protocol is left out concerns latency only.
-        measured = {
-            name: getattr(protocol, name) for name in ("window", "windows", "greedy_tokens", "threads", "context")
-        }
+        kept = ("window", "windows", "greedy_tokens", "long_context", "threads", "context")
+        measured = {name: getattr(protocol, name) for name in kept}
         return Step(
             name="reference",
             kind="reference",
-            action="logits and replies of the checkpoint",
+            action="predictions and replies of the checkpoint",
             sources={**self._source, "corpus": read_corpus(settings.corpus).sha256},
             parameters={**measured, "prompt_tokens": max(protocol.prefill_tokens), **self._processor},
-            code=code_version(_VALIDATION, own=_OWN),
+            code=code_version(_VALIDATION, "edgekiln.validators.validate", own=_OWN),
             tools=tool_versions(_RUNTIME_TOOLS["reference"]),
-            needs=Needs(
-                reference_memory(self._checkpoint, settings), protocol.threads, seconds=settings.step_timeout_seconds
-            ),
+            needs=Needs(reference_memory(self._checkpoint), protocol.threads, seconds=settings.step_timeout_seconds),
             run=run,
         )
 
@@ -197,7 +217,7 @@ class Graph:
         return self._reference_latencies[threads]
 
     def _time_reference(self, threads: int) -> Step:
-        protocol = dataclasses.replace(self._protocol, threads=threads)
+        protocol = dataclasses.replace(self._protocol, threads=threads, depths=(), batches=())
 
         def run(work: Work) -> None:
             subject = Subject("reference", self._checkpoint.directory, work.log, cold_load=False)
@@ -217,7 +237,7 @@ class Graph:
             parameters={**self._latency_parameters(protocol), "subject": "reference"},
             code=code_version("edgekiln.pipelines.measure", _VALIDATION, own=_OWN),
             tools=tool_versions(_RUNTIME_TOOLS["reference"]),
-            needs=Needs(latency_memory(self._checkpoint, None, settings=self._settings), threads, alone=True),
+            needs=Needs(latency_memory(self._checkpoint, None, settings=self.settings), threads, alone=True),
             run=run,
         )
 
@@ -260,7 +280,7 @@ class Graph:
             },
             code=code_version("edgekiln.pipelines.export_task", own=_OWN),
             tools={**tool_versions(set(artifact_tools(plan)) - {"edgekiln"}), "edgekiln": __version__},
-            needs=Needs(export_memory(plan, checkpoint, self._cores), seconds=self._settings.step_timeout_seconds),
+            needs=Needs(export_memory(plan, checkpoint, self._cores), seconds=self.settings.step_timeout_seconds),
             run=run,
             resumable=True,
             progress=_Progress(len(plan.tensors)),
@@ -302,14 +322,14 @@ class Graph:
 
     # --- measurements -------------------------------------------------------------------------------------------------
 
-    def validate(self, name: str, format_name: str, artifact: Artifact, threads: int) -> Step:
+    def validate(self, name: str, format_name: str, artifact: Artifact, threads: int, expected: Expected) -> Step:
         """Return the step that finds out all about an artifact but its speed."""
         protocol = dataclasses.replace(self._protocol, threads=threads)
 
         def run(work: Work) -> None:
             reference = open_reference(work.inputs["reference"], self._checkpoint)
             path = _place(artifact, work)
-            found = validate_artifact(path, reference, protocol, log=work.log, limits=work.limits)
+            found = validate_artifact(path, reference, protocol, expected, log=work.log, limits=work.limits)
             self._identified.require_unchanged()
             if found.parity is None:
                 work.volatile = "the artifact did not run, which may not be its own fault"
@@ -326,14 +346,16 @@ class Graph:
             parameters={
                 "format": format_name,
                 "greedy_tokens": protocol.greedy_tokens,
+                "decode_positions": protocol.decode_positions,
                 "context": protocol.context,
                 "threads": threads,
+                "expected": dataclasses.asdict(expected),
                 **self._processor,
             },
             code=code_version(_VALIDATION, "edgekiln.validators.validate", own=_OWN),
             tools=tool_versions({*_VALIDATION_TOOLS, *_RUNTIME_TOOLS[format_name]}),
             needs=Needs(
-                self._needed(validate_memory, format_name), threads, seconds=self._settings.step_timeout_seconds
+                self._needed(validate_memory, format_name), threads, seconds=self.settings.step_timeout_seconds
             ),
             run=run,
         )
@@ -344,12 +366,11 @@ class Graph:
         format_name: str,
         artifact: Artifact,
         validate: Step,
-        baseline: Step | EdgekilnError,
-        device: Device,
-        threads: int,
+        baseline: Step | EdgekilnError | None,
+        conditions: Conditions,
     ) -> Step:
         """Return the step that times an artifact and its fp16 baseline, in turn with all others of its kind."""
-        protocol = dataclasses.replace(self._protocol, threads=threads)
+        protocol = self._timing_protocol(conditions)
         inputs = {"reference": self.reference, "validation": validate, **_inputs(artifact)}
         if isinstance(baseline, Step):
             inputs["baseline"] = baseline
@@ -363,18 +384,28 @@ class Graph:
             parameters={**self._latency_parameters(protocol), "subject": format_name},
             code=code_version("edgekiln.pipelines.measure", _VALIDATION, own=_OWN),
             tools=tool_versions(_RUNTIME_TOOLS[format_name]),
-            needs=Needs(self._needed(latency_memory, format_name), threads, alone=True),
-            batch=self._batch(format_name, threads, device),
+            needs=Needs(self._needed(latency_memory, format_name), conditions.threads, alone=True),
+            batch=self._batch(format_name, conditions),
             skip=lambda paths: read_metrics(paths["validation"]).not_measured.get("latency"),
         )
         self._timed[step] = artifact
         return step
 
-    def _batch(self, format_name: str, threads: int, device: Device) -> Batch:
-        """Return what times all artifacts of a container, device and number of threads in turn."""
-        name = _latency_group(format_name, threads, device)
+    def _timing_protocol(self, conditions: Conditions) -> MeasurementProtocol:
+        """Return the protocol with the conditions in it; its context has room for the largest batch."""
+        together = max(conditions.batches, default=0) * (min(self._protocol.decode_tokens) + 1)
+        return dataclasses.replace(
+            self._protocol,
+            threads=conditions.threads,
+            batches=conditions.batches,
+            context=max(self._protocol.context, together),
+        )
+
+    def _batch(self, format_name: str, conditions: Conditions) -> Batch:
+        """Return what times all artifacts of a container under some conditions in turn."""
+        name = conditions.group(format_name)
         if name not in self._batches:
-            protocol = dataclasses.replace(self._protocol, threads=threads)
+            protocol = self._timing_protocol(conditions)
             self._batches[name] = Batch(name, lambda works: self._time_together(works, protocol))
         return self._batches[name]
 
@@ -413,7 +444,7 @@ class Graph:
         others: Sequence[Work] = (),
     ) -> dict[str, Timing]:
         """Return latencies, measured in turn; `until_quiet` adds rounds while they scatter."""
-        settings = self._settings
+        settings = self.settings
         most = max(settings.repeats, settings.max_repeats) if until_quiet else settings.repeats
         rounds = Rounds(settings.repeats, most, settings.max_spread)
         reference = open_reference(work.inputs["reference"], self._checkpoint)
@@ -427,12 +458,12 @@ class Graph:
     def _needed(self, predict: _Memory, format_name: str) -> int:
         """Return the memory of running an artifact of a container, as if at fp16, which takes the most."""
         if (predict, format_name) not in self._predicted:
-            self._predicted[predict, format_name] = predict(self._checkpoint, format_name, settings=self._settings)
+            self._predicted[predict, format_name] = predict(self._checkpoint, format_name, settings=self.settings)
         return self._predicted[predict, format_name]
 
     def _latency_parameters(self, protocol: MeasurementProtocol) -> dict[str, object]:
         """Return all that a speed depends on beside the artifact: how it is measured, and on what."""
-        settings = self._settings
+        settings = self.settings
         return {
             **dataclasses.asdict(protocol),
             "max_repeats": settings.max_repeats,

@@ -40,8 +40,8 @@ from edgekiln.pipelines.inspection import (
 from edgekiln.validators.chat_template import directory_template, gguf_template
 from edgekiln.validators.gguf_read import ArrayLength, GgufHeader, GgufTensor, read_header
 from edgekiln.validators.kinds import ArtifactKind, identify
+from edgekiln.validators.onnx_files import decoder_path
 from edgekiln.validators.onnx_read import OnnxGraph, OnnxTensor, read_graph
-from edgekiln.validators.structure import decoder_path
 
 #: llama.cpp's name of a part of a split model (`llama_split_path`).
 _SPLIT: Final = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf")

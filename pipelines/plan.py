@@ -30,7 +30,7 @@ from edgekiln.pipelines.settings import (
 from edgekiln.pipelines.spec import BuildSpec, PipelineFile, load_pipeline
 from edgekiln.pipelines.targets import Meaning, Target, TargetsFile, load_targets
 from edgekiln.scheme import GENERIC_PRECISIONS, Scheme
-from edgekiln.validators.gates import Gate, combine, default_gates
+from edgekiln.validators.gates import BASELINES, Gate, combine, default_gates
 from edgekiln.yamlfile import Loc
 
 
@@ -370,7 +370,6 @@ def expand(
     context = _Context(pipeline, targets, settings, formats, known, cores)
     _check_meanings(context)
     _check_selection(only, pipeline, targets)
-    builds: list[Build] = []
     seen: dict[str, tuple[Build, _Cell]] = {}
     for cell in _cells(pipeline):
         _check_names(context, cell)
@@ -378,9 +377,46 @@ def expand(
         if build.id in seen:
             raise _repeated(context, cell, build, *seen[build.id])
         seen[build.id] = build, cell
-        if not only or build.target.name in only:
-            builds.append(build)
+    builds = [build for build, _ in seen.values() if not only or build.target.name in only]
+    _check_baselines(builds, seen)
+    require_selected(builds)
     return Plan(pipeline, targets, settings, tuple(builds))
+
+
+def _named_builds(build: Build) -> Iterator[tuple[Gate, str, str]]:
+    """Yield the gates of a build that are relative to another one: gate, its origin, and that build's id."""
+    for gate, origin in zip(build.gates, build.gate_origins, strict=True):
+        if gate.relative_to is not None and gate.relative_to not in BASELINES:
+            yield gate, origin, gate.relative_to
+
+
+def _check_baselines(builds: Iterable[Build], known: Collection[str]) -> None:
+    """Refuse a gate that is relative to a build which the pipeline does not have, or to its own."""
+    for build in builds:
+        for gate, origin, name in _named_builds(build):
+            if name not in known:
+                choices = nearest(name, {*known, *BASELINES} - {build.id})
+                raise UsageError(f"{origin}: unknown baseline {name!r} in the gate '{gate}'; {choices}")
+            if name == build.id:
+                raise UsageError(
+                    f"{origin}: the gate '{gate}' compares {name} with itself; write it in the builds that it is for"
+                )
+
+
+def require_selected(builds: Collection[Build]) -> None:
+    """Refuse a selection whose gates compare with a build that is not in it, unless they may stay unmeasured.
+
+    Raises:
+        UsageError: The message says what to select as well.
+    """
+    selected = {build.id for build in builds}
+    for build in builds:
+        for gate, origin, name in _named_builds(build):
+            if name not in selected and gate.metric not in build.allow_not_measured:
+                raise UsageError(
+                    f"{origin}: the gate '{gate}' of {build.id} compares with {name}, which is not selected; select "
+                    f"{name} as well, or let the build have allow_not_measured: [{gate.metric}]"
+                )
 
 
 def _repeated(context: _Context, cell: _Cell, build: Build, first: Build, first_cell: _Cell) -> UsageError:

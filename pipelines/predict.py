@@ -20,10 +20,13 @@ from edgekiln.exporters.base import ExportPlan, TensorPlan
 from edgekiln.exporters.onnx_layout import ROTARY_TABLES
 from edgekiln.exporters.onnx_providers import PROVIDERS
 from edgekiln.families import EMBEDDING
-from edgekiln.host import logical_cores
+from edgekiln.host import logical_cores, memory_bytes
 from edgekiln.model_config import ModelConfig
 from edgekiln.pipelines.settings import Settings
 from edgekiln.validators.base import LOGIT_CHUNK
+from edgekiln.validators.layered import least_memory_bytes, resident_memory_bytes
+from edgekiln.validators.parity_paths import LONG_POSITIONS
+from edgekiln.validators.reference_rows import MAX_ROW_BYTES
 
 _MIB: Final = 1 << 20
 #: From this share of what a target gives a process on, a model is tight there.
@@ -237,13 +240,24 @@ def scored_tokens(settings: Settings) -> int:
     return settings.windows * (settings.window - 1)
 
 
-def reference_bytes(checkpoint: Checkpoint, settings: Settings) -> int:
-    """Predict the bytes that the reference leaves: its logits in float32 at every scored position."""
-    return 4 * scored_tokens(settings) * checkpoint.config.vocab_size
+def reference_bytes(settings: Settings) -> int:
+    """Return at most how many bytes the reference leaves: most likely tokens and their log-probabilities."""
+    long = LONG_POSITIONS if settings.long_context else 0
+    return (scored_tokens(settings) + long) * MAX_ROW_BYTES
 
 
-def reference_memory(checkpoint: Checkpoint, settings: Settings) -> int:
-    """Predict the peak memory of the reference: weights in float32, the mapped file, logits of some positions."""
+def reference_budget(checkpoint: Checkpoint) -> int:
+    """Return what the reference may take for weights and states: all of them, or half of the machine's memory."""
+    return min(resident_memory_bytes(checkpoint), max(least_memory_bytes(checkpoint), memory_bytes() // 2))
+
+
+def reference_memory(checkpoint: Checkpoint) -> int:
+    """Predict the peak memory of the reference, which goes through the layers one by one."""
+    return _TRANSFORMERS + reference_budget(checkpoint)
+
+
+def transformers_memory(checkpoint: Checkpoint, settings: Settings) -> int:
+    """Predict the peak memory of Transformers: weights in float32, the mapped file, logits of some positions."""
     stored = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     activations = 4 * settings.window * checkpoint.config.intermediate_size * _REFERENCE_ROWS
     logits = 4 * LOGIT_CHUNK * checkpoint.config.vocab_size * _REFERENCE_LOGITS
@@ -281,7 +295,7 @@ def latency_memory(
         settings: Lengths of what is run; without them the defaults.
     """
     if format_name is None:
-        return reference_memory(checkpoint, settings or Settings())
+        return transformers_memory(checkpoint, settings or Settings())
     return _runtime_memory(checkpoint, format_name, plan, settings)
 
 
@@ -291,7 +305,8 @@ def _runtime_memory(
     """Return what a runtime takes on this machine, whose CPU stands in for other providers."""
     settings = settings or Settings()
     prompt = max(settings.window, *settings.prefill_tokens)
-    context = max(prompt, *settings.decode_tokens) + settings.greedy_tokens + _PROMPT_TOKENS
+    longest = max(prompt, settings.long_context, *settings.decode_tokens, *settings.depths)
+    context = longest + settings.greedy_tokens + _PROMPT_TOKENS
     cost, config = RUNTIME_COSTS[format_name], checkpoint.config
     if plan is not None:
         weights = held_weights(plan, "cpu")

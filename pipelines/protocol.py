@@ -35,6 +35,9 @@ def make_protocol(settings: Settings, threads: int) -> MeasurementProtocol:
         greedy_tokens=settings.greedy_tokens,
         prefill_tokens=settings.prefill_tokens,
         decode_tokens=settings.decode_tokens,
+        depths=settings.depths,
+        decode_positions=settings.decode_positions,
+        long_context=settings.long_context,
         warmups=settings.warmups,
         repeats=1,
         processes=settings.repeats,
@@ -43,6 +46,7 @@ def make_protocol(settings: Settings, threads: int) -> MeasurementProtocol:
             settings.window,
             max(settings.prefill_tokens) + 1,
             max(settings.decode_tokens) + 1,
+            max(settings.depths, default=0) + min(settings.decode_tokens) + 1,
             settings.greedy_tokens + _PROMPT_TOKENS,
         ),
     )
@@ -58,7 +62,7 @@ def check_context(protocol: MeasurementProtocol, checkpoint: Checkpoint) -> None
     if protocol.context > limit:
         raise UsageError(
             f"the measurement needs a context of {protocol.context} tokens, but {checkpoint.source} has {limit}; "
-            "lower window, prefill_tokens, decode_tokens or greedy_tokens"
+            "lower window, prefill_tokens, decode_tokens, depths or greedy_tokens"
         )
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -25,19 +25,19 @@ from edgekiln.memory import uncollected
 from edgekiln.pipelines.cells import Cell, check_runtime, prepare
 from edgekiln.pipelines.engine_room import EngineRoom, RunOptions, engine_room
 from edgekiln.pipelines.export import check_outside
-from edgekiln.pipelines.graph import LATENCY_JSON, TIMED_JSON, TIMINGS, Graph, read_metrics
+from edgekiln.pipelines.graph import LATENCY_JSON, TIMED_JSON, TIMINGS, Conditions, Graph, read_metrics
 from edgekiln.pipelines.identify import identify
 from edgekiln.pipelines.measure import Timing
 from edgekiln.pipelines.plan import Build, Plan
 from edgekiln.pipelines.protocol import Outcome, describe_checkpoint, describe_host, describe_protocol
 from edgekiln.pipelines.settings import Settings
-from edgekiln.pipelines.verdict import UNTIMED, Findings, Timings, elsewhere, judged, stand_in_report
+from edgekiln.pipelines.verdict import UNTIMED, Findings, Timings, elsewhere, judged, measured, stand_in_report
 from edgekiln.pipelines.workspace import point_to, workspace
 from edgekiln.validators.gates import TOO_NOISY
 from edgekiln.validators.health import health_report
 from edgekiln.validators.markdown import render_markdown
 from edgekiln.validators.report import BuildReport, CorpusReport, Report, TargetsReport
-from edgekiln.validators.validate import Reference, open_reference
+from edgekiln.validators.validate import Expected, Reference, open_reference
 
 REPORT: Final = "report.json"
 REPORT_MARKDOWN: Final = "report.md"
@@ -51,14 +51,19 @@ class ArtifactSteps:
     Attributes:
         validate: Finds out all but its speed.
         latency: Times it.
-        reference_latency: Times the reference with as many threads.
-        baseline: Makes the fp16 artifact that it is compared with, or why there is none.
+        reference_latency: Times the reference with as many threads; None where nobody asked for it.
+        baseline: Makes the fp16 artifact that it is compared with, or why there is none; None as before.
     """
 
     validate: Step
     latency: Step
-    reference_latency: Step
-    baseline: Step | EdgekilnError
+    reference_latency: Step | None
+    baseline: Step | EdgekilnError | None
+
+    @property
+    def measurements(self) -> list[Step]:
+        """What a report needs."""
+        return [self.validate, self.latency, *([self.reference_latency] if self.reference_latency else [])]
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def read_timings(steps: ArtifactSteps, outcomes: Outcomes) -> Timings:
     timed = outcomes.get(steps.latency)
     if timed is None or (timed.path is None and timed.error is None):
         return UNTIMED
-    reference = _reference_timing(outcomes.get(steps.reference_latency))
+    reference = _reference_timing(outcomes.get(steps.reference_latency)) if steps.reference_latency else None
     if timed.path is None:
         return Timings(timed.error, reference, timed.error)  # its baseline is measured in turn with it
     found = TIMED_JSON.validate_json((timed.path / TIMINGS).read_bytes())
@@ -178,13 +183,28 @@ def make_steps(cells: Sequence[Cell], graph: Graph, out: Path, scratch: Path) ->
         build, threads = cell.build, threads_here(cell.build)
         export = graph.export(build.id, cell.plan, build.requested)
         publish = graph.publish(build.id, export, out if build.keep else scratch / "unkept")
-        validate = graph.validate(build.id, build.format, publish, threads)
+        runtime = build.target.runtime
+        expected = Expected(
+            build.precision,
+            runtime.name,
+            runtime.version,
+            build.device.execution_provider,
+            graph.settings.profile == "quick",
+        )
+        validate = graph.validate(build.id, build.format, publish, threads, expected)
         baseline = graph.baseline(build.id, build.format, build.device)
         found[build.id] = BuildSteps(
             export=export,
             publish=publish,
             validate=validate,
-            latency=graph.latency(build.id, build.format, publish, validate, baseline, build.device, threads),
+            latency=graph.latency(
+                build.id,
+                build.format,
+                publish,
+                validate,
+                baseline,
+                Conditions(build.device, threads, build.target.batch_sizes),
+            ),
             reference_latency=graph.reference_latency(threads),
             baseline=baseline,
         )
@@ -197,7 +217,7 @@ def goals_of(cells: Sequence[Cell], steps: Mapping[str, BuildSteps]) -> list[Ste
     for cell in cells:
         if (found := steps.get(cell.build.id)) is not None:
             goals += [found.publish] if cell.build.keep else []
-            goals += [found.validate, found.latency, found.reference_latency]
+            goals += found.measurements
     return list(dict.fromkeys(goals))
 
 
@@ -254,7 +274,9 @@ class _Run:
         """Judge every build, write the report, and return it with the exit code."""
         reference = self._reference()
         with uncollected():
-            builds = tuple(self._judge(cell) for cell in self._cells)
+            described = [self._describe(cell) for cell in self._cells]
+            others = measured_builds(described)
+            builds = tuple(self._judge(cell, each, others) for cell, each in zip(self._cells, described, strict=True))
             report = self._assemble(reference, builds)
             write_atomically(self._settings.out / REPORT, report.to_json())
             write_atomically(self._settings.out / REPORT_MARKDOWN, render_markdown(report))
@@ -271,8 +293,8 @@ class _Run:
             path = self._room.store.open(record)
         return None if path is None else open_reference(path, self._checkpoint)
 
-    def _judge(self, cell: Cell) -> BuildReport:
-        """Take what the steps of a build found, judge it, and describe it."""
+    def _describe(self, cell: Cell) -> Described:
+        """Take what the steps of a build found."""
         timings = UNTIMED
         steps = self._steps.get(cell.build.id)
         if steps is not None:
@@ -280,7 +302,15 @@ class _Run:
             timings = read_timings(steps, self._outcomes)
         elif cell.alive:
             cell.error = InterruptError("the run was interrupted before it began")
-        report = _report(cell, timings, self._settings, self._cached(steps))
+        return _described(cell, timings, self._settings, self._cached(steps))
+
+    def _judge(self, cell: Cell, described: Described, others: Mapping[str, BuildReport | str]) -> BuildReport:
+        """Judge one build, where gates may compare it with others."""
+        report, findings = described.base, described.findings
+        if findings is None:
+            return report.model_copy(update={"health": health_report(report)})
+        report = judged(report, replace(findings, others=others))
+        steps = self._steps.get(cell.build.id)
         if steps is not None and any(gate.reason and gate.reason.startswith(TOO_NOISY) for gate in report.gates):
             self._forget(steps.latency)
         return report
@@ -327,8 +357,34 @@ class _Run:
         )
 
 
-def _report(cell: Cell, timings: Timings, settings: Settings, cached: tuple[str, ...]) -> BuildReport:
-    """Judge one build and describe it."""
+@dataclass(frozen=True)
+class Described:
+    """All that is known of one build before any is judged.
+
+    Attributes:
+        base: What is known without a measurement.
+        findings: The measurements; None where there are none.
+    """
+
+    base: BuildReport
+    findings: Findings | None
+
+
+def measured_builds(described: Iterable[Described]) -> dict[str, BuildReport | str]:
+    """Return what was measured of each build that a gate of another names, by id, or why nothing was."""
+    known = tuple(described)
+    named = {gate.relative_to for each in known if each.findings for gate in each.findings.gates}
+    return {
+        each.base.id: measured(each.base, each.findings)
+        if each.findings is not None
+        else f"nothing was measured of {each.base.id}: {each.base.reason}"
+        for each in known
+        if each.base.id in named
+    }
+
+
+def _described(cell: Cell, timings: Timings, settings: Settings, cached: tuple[str, ...]) -> Described:
+    """Describe one build, and say what it is judged by."""
     build = cell.build
     base = BuildReport(
         id=build.id,
@@ -347,7 +403,7 @@ def _report(cell: Cell, timings: Timings, settings: Settings, cached: tuple[str,
         cached=cached,
     )
     if cell.metrics is None:
-        return base.model_copy(update={"health": health_report(base)})
+        return Described(base, None)
     if cell.error is None and isinstance(timings.artifact, EdgekilnError):
         cell.error = timings.artifact
     findings = Findings(
@@ -360,7 +416,7 @@ def _report(cell: Cell, timings: Timings, settings: Settings, cached: tuple[str,
         error=cell.error,
         elsewhere=elsewhere(build.target, platform.machine(), _hardware()),
     )
-    return judged(base, findings)
+    return Described(base, findings)
 
 
 def _log(build: Build, settings: Settings) -> str | None:

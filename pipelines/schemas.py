@@ -18,6 +18,7 @@ from edgekiln.pipelines.inspection import Inspection
 from edgekiln.pipelines.plan_document import PlanDocument
 from edgekiln.pipelines.spec import Pipeline
 from edgekiln.pipelines.targets import TargetsSpec
+from edgekiln.validators.compare_reports import Comparison
 from edgekiln.validators.report import Report
 
 #: Files that users write, then files that Edgekiln writes.
@@ -26,6 +27,7 @@ FILE_MODELS: Final[Mapping[str, type[BaseModel]]] = MappingProxyType(
         "pipeline": Pipeline,
         "targets": TargetsSpec,
         "report": Report,
+        "comparison": Comparison,
         "manifest": Manifest,
         "plan": PlanDocument,
         "fit": FitDocument,
@@ -39,7 +41,7 @@ def json_schema(name: str) -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of a kind of file, generated from the model that reads or writes it.
 
     Args:
-        name: `pipeline`, `targets`, `report`, `manifest`, `plan`, `fit`, `inspect` or `doctor`.
+        name: `pipeline`, `targets`, `report`, `comparison`, `manifest`, `plan`, `fit`, `inspect` or `doctor`.
 
     Raises:
         UsageError: There is no such kind.

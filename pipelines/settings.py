@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema
 
@@ -37,7 +37,9 @@ def _path_or_value(value: object) -> object:
 
 
 def _lengths(value: object) -> object:
-    """Return one length or several: 128, [128, 256], or the text `128, 256` of --set."""
+    """Return one length, several or none: 128, [128, 256], or the text `128, 256` of --set."""
+    if value is None or value == "":
+        return ()
     if isinstance(value, str):
         return tuple(plain_scalar(part.strip()) for part in value.split(","))
     return tuple(value) if isinstance(value, list | tuple) else (value,)
@@ -57,6 +59,21 @@ Lengths: TypeAlias = Annotated[
         }
     ),
 ]
+#: As `Lengths`, but there may be none.
+Counts: TypeAlias = Annotated[
+    tuple[_Length, ...],
+    BeforeValidator(_lengths),
+    Field(max_length=16),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "maximum": 131_072},
+                {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 131_072}},
+            ]
+        }
+    ),
+]
+Profile: TypeAlias = Literal["quick", "full"]
 PathSetting: TypeAlias = Annotated[Path, BeforeValidator(_path_or_value), WithJsonSchema({"type": "string"})]
 
 
@@ -85,6 +102,12 @@ class Settings(Strict):
         le=1024,
         description="Threads of the runtimes; without it what the target says, else the machine's physical cores.",
         examples=[4],
+    )
+    profile: Profile = Field(
+        default="full",
+        description="quick: less text, every check on a sample, speed without a baseline, under a minute for a model "
+        "of 0.5 B; full: everything. Settings of your own go over those of a profile.",
+        examples=["quick"],
     )
     window: int = Field(
         default=256, ge=16, le=131_072, description="Tokens per window of the parity corpus.", examples=[512]
@@ -125,6 +148,26 @@ class Settings(Strict):
     greedy_tokens: int = Field(
         default=32, ge=1, le=131_072, description="Tokens decoded greedily and compared.", examples=[64]
     )
+    depths: Counts = Field(
+        default=(128, 512),
+        description="Tokens in the cache at which decode speed is measured as well; '' for none.",
+        examples=[[512, 4096], []],
+    )
+    long_context: int = Field(
+        default=1024,
+        ge=0,
+        le=1_048_576,
+        description="Tokens of one long window whose last positions are compared; 0 for none. What is longer than the "
+        "artifact's own context is not measured.",
+        examples=[4096],
+    )
+    decode_positions: int = Field(
+        default=48,
+        ge=0,
+        le=131_072,
+        description="Positions that are compared token by token as well, through the cache; 0 for none.",
+        examples=[128],
+    )
     step_timeout_seconds: float = Field(
         default=3600, gt=0, le=604_800, description="Time limit of one step; it is ended beyond it.", examples=[600]
     )
@@ -136,6 +179,20 @@ class Settings(Strict):
 
 
 KEYS: Final = tuple(Settings.model_fields)
+#: What `profile: quick` puts in place of the defaults.
+QUICK: Final[Mapping[str, object]] = MappingProxyType(
+    {
+        "window": 128,
+        "windows": 6,
+        "greedy_tokens": 16,
+        "max_repeats": 3,
+        "prefill_tokens": (64,),
+        "decode_tokens": (32,),
+        "depths": (),
+        "long_context": 0,
+        "decode_positions": 24,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -157,7 +214,7 @@ class EffectiveSettings:
 
     Attributes:
         values: Every setting.
-        origins: By key: `default`, `file:line:column`, `EDGEKILN_…`, `--set` or the flag.
+        origins: By key: `default`, `profile quick`, `file:line:column`, `EDGEKILN_…`, `--set` or the flag.
     """
 
     values: Settings
@@ -250,6 +307,10 @@ def resolve_settings(*layers: Layer) -> EffectiveSettings:
     for layer in layers:
         values |= layer.values
         origins |= layer.origins
+    if values["profile"] == "quick":
+        unset = [key for key in QUICK if origins[key] == DEFAULT]
+        values |= {key: QUICK[key] for key in unset}
+        origins |= dict.fromkeys(unset, "profile quick")
     return EffectiveSettings(Settings.model_construct(None, **values), MappingProxyType(origins))
 
 

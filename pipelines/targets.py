@@ -16,10 +16,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Str
 
 from edgekiln.device import Device
 from edgekiln.errors import UsageError, nearest
-from edgekiln.pipelines.settings import Settings
+from edgekiln.pipelines.settings import Counts, Settings
 from edgekiln.pipelines.shipped import CATALOGUE, shipped
 from edgekiln.units import parse_size
-from edgekiln.validators.gates import Gate, parse_gate
+from edgekiln.validators.gates import Gate, parse_pipeline_gate
 from edgekiln.yamlfile import (
     Document,
     Loc,
@@ -140,7 +140,7 @@ TargetName: TypeAlias = Annotated[
 ]
 GateText: TypeAlias = Annotated[
     Gate,
-    PlainValidator(parsed_by(parse_gate, "a gate like 'mean_kld <= 0.05'")),
+    PlainValidator(parsed_by(parse_pipeline_gate, "a gate like 'mean_kld <= 0.05'")),
     WithJsonSchema({"type": "string"}),
 ]
 Size: TypeAlias = Annotated[
@@ -305,6 +305,11 @@ class TargetSpec(Strict):
         le=16_777_216,
         description="Tokens of context to plan for; without it the model's own.",
         examples=[4096],
+    )
+    batch_sizes: Counts = Field(
+        default=(),
+        description="Numbers of sequences that the device serves side by side; decode speed is measured at each.",
+        examples=[[4, 8]],
     )
     precisions: Mapping[Generic, Meaning] = Field(
         default_factory=dict,

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeVar
 
 from edgekiln.errors import EdgekilnError
 from edgekiln.pipelines.measure import Timing
 from edgekiln.pipelines.targets import RUNTIMES, Target
 from edgekiln.validators import RUNTIME_NAMES
-from edgekiln.validators.gates import TIMED, Baseline, Evidence, Gate, GateOutcome, judge
+from edgekiln.validators.conservation import Conservation
+from edgekiln.validators.figures import baseline_figures, evidence, figures
+from edgekiln.validators.gates import BASELINES, OF_MACHINE, Figures, Gate, GateOutcome, judge
 from edgekiln.validators.health import health_report
 from edgekiln.validators.latency import Latency
+from edgekiln.validators.precision import Precision
 from edgekiln.validators.report import (
     BuildReport,
     BuildStatus,
     CheckReport,
+    ConservationReport,
+    FindingReport,
     GateReport,
     LatencyReport,
     ParityReport,
+    PrecisionReport,
+    RequirementReport,
     Speeds,
     StandInReport,
 )
 from edgekiln.validators.validate import ArtifactMetrics
+
+_Model = TypeVar("_Model", ConservationReport, PrecisionReport)
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,7 @@ class Findings:
         allow_not_measured: Metrics whose gates may stay unmeasured.
         error: What stopped the build after it was measured.
         elsewhere: By metric and kind of limit, see `not_judged_here`; None where this machine judges all gates.
+        others: What was measured of other builds of the pipeline that gates name, by id, or why nothing was.
     """
 
     metrics: ArtifactMetrics
@@ -62,6 +72,7 @@ class Findings:
     allow_not_measured: frozenset[str] = frozenset()
     error: EdgekilnError | None = None
     elsewhere: Elsewhere | None = None
+    others: Mapping[str, BuildReport | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,7 @@ class Elsewhere:
 
     def reason(self, gate: Gate) -> str | None:
         """Return why `gate` is not judged here, or None where it is."""
-        if gate.metric not in TIMED:
+        if gate.metric not in OF_MACHINE:
             return None
         return self.absolute if gate.relative_to is None else self.relative
 
@@ -111,10 +122,14 @@ def _speeds(timing: Timing | None) -> Speeds | None:
     if not isinstance(timing, Latency):
         return None
     medians = timing.values.items()
+    kinds: dict[str, dict[str, float]] = {"by_length": {}, "by_depth": {}, "by_batch": {}}
+    for name, value in medians:
+        if name not in OF_MACHINE:
+            kinds["by_depth" if " @ d" in name else "by_batch" if " × " in name else "by_length"][name] = value
     return Speeds.model_validate(
         {
-            **{name: int(value) if name.endswith("_bytes") else value for name, value in medians if name in TIMED},
-            "by_length": {name: value for name, value in medians if name not in TIMED},
+            **{name: int(value) if name.endswith("_bytes") else value for name, value in medians if name in OF_MACHINE},
+            **kinds,
             "spread": dict(timing.spread),
             "samples": dict(timing.samples),
         }
@@ -140,75 +155,85 @@ def _parity_report(metrics: ArtifactMetrics) -> ParityReport | None:
     if metrics.parity is None:
         return None
     fields = ParityReport.model_fields
-    values = {name: value for name, value in vars(metrics.parity).items() if name in fields}
+    values = {name: value for name, value in asdict(metrics.parity).items() if name in fields}
     return ParityReport(**values, runtime=RUNTIME_NAMES[metrics.format])
 
 
+def _section(model: type[_Model], found: Conservation | Precision | None) -> _Model | None:
+    """Return a part of the report from the value of the same fields."""
+    return None if found is None else model.model_validate(asdict(found))
+
+
 def _check_reports(metrics: ArtifactMetrics) -> tuple[CheckReport, ...]:
-    return tuple(CheckReport(check=c.check, outcome=c.outcome, detail=c.detail) for c in metrics.structure)
+    return tuple(
+        CheckReport(
+            check=check.check,
+            outcome=check.outcome,
+            detail=check.detail,
+            findings=tuple(FindingReport(**vars(finding)) for finding in check.findings),
+        )
+        for check in metrics.structure
+    )
 
 
-def _values(metrics: ArtifactMetrics, parity: ParityReport | None, timing: Timing | None) -> dict[str, float | None]:
-    """Return every measured figure under its metric's name."""
-    values: dict[str, float | None] = {
-        "size_bytes": metrics.size_bytes,
-        "weights_bytes": metrics.weights_bytes,
-        "bits_per_weight": metrics.bits_per_weight,
-    }
-    if parity is not None:
-        values |= {name: value for name, value in parity.model_dump().items() if isinstance(value, int | float)}
-        values["perplexity_ratio"] = parity.perplexity / parity.reference_perplexity
-    return values | (dict(timing.values) if isinstance(timing, Latency) else {})
-
-
-def _samples(timing: Timing | None) -> Mapping[str, Sequence[float]]:
-    return timing.samples if isinstance(timing, Latency) else MappingProxyType({})
-
-
-def judge_gates(
-    findings: Findings, values: Mapping[str, float | None], missing: Mapping[str, str]
-) -> tuple[GateOutcome, ...]:
-    """Return the outcome of every gate.
+def judge_gates(build: BuildReport, findings: Findings, missing: Mapping[str, str]) -> tuple[GateOutcome, ...]:
+    """Return the outcome of every gate; one that may stay unmeasured, or that is judged elsewhere, does not bind then.
 
     Args:
-        findings: Gates, timings, and what this machine cannot judge.
-        values: Measured figures by metric.
+        build: What was measured.
+        findings: The gates, what this machine cannot judge, and what was measured of other builds.
         missing: Why figures are missing, by metric.
     """
-    timings = findings.timings
-    baselines: dict[Baseline, Mapping[str, float | None]] = {
-        name: dict(timing.values) if isinstance(timing, Latency) else {} for name, timing in _baselines(timings).items()
-    }
-    # The reference is timed on its own, so only the fp16 artifact's rounds pair up with the artifact's.
-    evidence = Evidence(
-        _samples(timings.artifact), {"fp16_artifact": _samples(timings.fp16_artifact)}, findings.max_spread
-    )
+    values, others = figures(build), findings.others
+    named = {gate.relative_to for gate in findings.gates if gate.relative_to} - set(BASELINES)
+    baselines: dict[str, Figures | str] = {**baseline_figures(build)}
+    for name in named:
+        other = others.get(name, f"{name} is not part of this run")
+        baselines[name] = other if isinstance(other, str) else figures(other)
+    known = {name: other for name, other in others.items() if isinstance(other, BuildReport)}
+    behind = evidence(build, findings.max_spread, known)
     outcomes = []
     for gate in findings.gates:
         reason = findings.elsewhere.reason(gate) if findings.elsewhere else None
-        if reason is None:
-            outcomes.append(judge(gate, values, baselines, missing=missing, evidence=evidence))
-        else:
+        if reason is not None:
             value = values.get(gate.metric)
-            outcomes.append(GateOutcome(gate.metric, gate.limit_text, value, "not_measured", reason, binding=False))
+            outcome = GateOutcome(gate.metric, gate.limit_text, value, "not_measured", reason, binding=False)
+        else:
+            outcome = judge(gate, values, baselines, missing=missing, evidence=behind)
+        if outcome.outcome == "not_measured" and gate.metric in findings.allow_not_measured:
+            outcome = replace(outcome, binding=False)
+        outcomes.append(outcome)
     return tuple(outcomes)
 
 
-def _baselines(timings: Timings) -> dict[Baseline, Timing | None]:
+def _baselines(timings: Timings) -> dict[str, Timing | None]:
     return {"fp16_artifact": timings.fp16_artifact, "reference": timings.reference}
+
+
+#: Metrics by the name under which their lack is explained, the general ones first.
+_MEASURED_TOGETHER: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "parity": (*ParityReport.model_fields, "perplexity_ratio", "decode_mean_kld", "long_context_mean_kld"),
+        "parity.decode": ("decode_mean_kld",),
+        "parity.long_context": ("long_context_mean_kld",),
+        "conservation": ("weights_relative_error",),
+        "latency": OF_MACHINE,
+    }
+)
 
 
 def missing_reasons(metrics: ArtifactMetrics, timings: Timings) -> dict[str, str]:
     """Return why figures are missing, by metric, where that is known."""
     reasons: dict[str, str] = {}
-    if "parity" in metrics.not_measured:
-        reasons |= dict.fromkeys((*ParityReport.model_fields, "perplexity_ratio"), metrics.not_measured["parity"])
+    for group, names in _MEASURED_TOGETHER.items():
+        if group in metrics.not_measured:
+            reasons |= dict.fromkeys(names, metrics.not_measured[group])
     if isinstance(timings.artifact, EdgekilnError):
-        reasons |= dict.fromkeys(TIMED, str(timings.artifact))
-    elif isinstance(timings.artifact, Latency) and timings.artifact.no_cold_load:
-        reasons["cold_load_seconds"] = timings.artifact.no_cold_load
-    elif "latency" in metrics.not_measured:
-        reasons |= dict.fromkeys(TIMED, metrics.not_measured["latency"])
+        reasons |= dict.fromkeys(OF_MACHINE, str(timings.artifact))
+    elif isinstance(timings.artifact, Latency):
+        reasons |= {"joules_per_token": "no energy counters of this machine could be read"}
+        if timings.artifact.no_cold_load:
+            reasons["cold_load_seconds"] = timings.artifact.no_cold_load
     return reasons
 
 
@@ -267,6 +292,30 @@ def _gate_reports(outcomes: Iterable[GateOutcome]) -> tuple[GateReport, ...]:
     )
 
 
+def measured(base: BuildReport, findings: Findings) -> BuildReport:
+    """Return the report of a build with all that was measured, before it is judged.
+
+    Args:
+        base: What is known without a measurement.
+        findings: The measurements.
+    """
+    metrics = findings.metrics
+    return base.model_copy(
+        update={
+            "size_bytes": metrics.size_bytes,
+            "weights_bytes": metrics.weights_bytes,
+            "bits_per_weight": metrics.bits_per_weight,
+            "structure": _check_reports(metrics),
+            "conservation": _section(ConservationReport, metrics.conservation),
+            "precision_built": _section(PrecisionReport, metrics.precision),
+            "requirements": tuple(RequirementReport(**vars(entry)) for entry in metrics.requirements),
+            "parity": _parity_report(metrics),
+            "latency": _latency_report(findings.timings, findings.threads),
+            "not_measured": _not_measured(findings),
+        }
+    )
+
+
 def judged(base: BuildReport, findings: Findings) -> BuildReport:
     """Return the report of a build with all that was measured, the outcome of its gates, and its verdict.
 
@@ -274,24 +323,16 @@ def judged(base: BuildReport, findings: Findings) -> BuildReport:
         base: What is known without a measurement; its status and reason are replaced.
         findings: The measurements.
     """
-    metrics, timings = findings.metrics, findings.timings
+    timings = findings.timings
     error = findings.error or (timings.artifact if isinstance(timings.artifact, EdgekilnError) else None)
-    checks, parity = _check_reports(metrics), _parity_report(metrics)
-    values = _values(metrics, parity, timings.artifact)
-    outcomes = judge_gates(findings, values, missing_reasons(metrics, timings))
-    status, reason = verdict(checks, outcomes, findings.allow_not_measured)
-    report = base.model_copy(
+    found = measured(base, findings)
+    outcomes = judge_gates(found, findings, missing_reasons(findings.metrics, timings))
+    status, reason = verdict(found.structure, outcomes, findings.allow_not_measured)
+    report = found.model_copy(
         update={
             "status": status if error is None else "error",
             "reason": reason if error is None else str(error),
-            "size_bytes": metrics.size_bytes,
-            "weights_bytes": metrics.weights_bytes,
-            "bits_per_weight": metrics.bits_per_weight,
-            "structure": checks,
-            "parity": parity,
-            "latency": _latency_report(timings, findings.threads),
             "gates": _gate_reports(outcomes),
-            "not_measured": _not_measured(findings),
         }
     )
     return report.model_copy(update={"health": health_report(report)})

@@ -2,7 +2,7 @@
 
 llama.cpp's `libggml-base` defines these formats: its `ggml_quantize_chunk` is what `llama_model_quantize` calls, so
 the bytes are those of llama.cpp by construction. The library lies in the installed `llama_cpp` package and is loaded
-by ctypes alone; importing `llama_cpp` would load (and let speak) the whole of llama.cpp.
+by `edgekiln.ggml_library`.
 """
 
 from __future__ import annotations
@@ -11,41 +11,16 @@ import ctypes
 import functools
 import hashlib
 import importlib.metadata
-import importlib.util
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekiln.errors import MachineError, StepError, UnsupportedError, UsageError, nearest
+from edgekiln.errors import StepError, UnsupportedError, UsageError, nearest
+from edgekiln.ggml_library import DISTRIBUTION, find_library, load_library
 from edgekiln.grids import BlockGrid, BlockRows, Grid, QuantizedRows
-
-#: What the library is called on Linux, macOS and Windows.
-LIBRARY_NAMES: Final = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll", "libggml-base.dll")
-_PACKAGE: Final = "llama_cpp"
-_DISTRIBUTION: Final = "llama-cpp-python"
-
-
-def find_library() -> Path:
-    """Return the path of the installed `libggml-base`, without importing `llama_cpp`.
-
-    Raises:
-        MachineError: llama-cpp-python is not installed, or without its libraries.
-    """
-    spec = importlib.util.find_spec(_PACKAGE)
-    for location in (spec.submodule_search_locations or []) if spec else []:
-        for name in LIBRARY_NAMES:
-            path = Path(location) / "lib" / name
-            if path.exists():
-                return path
-    raise MachineError(
-        f"{' / '.join(LIBRARY_NAMES)} was not found in the {_PACKAGE} package; "
-        f"install it with 'pip install {_DISTRIBUTION}'"
-    )
 
 
 @functools.cache
@@ -56,34 +31,7 @@ def library_version() -> Mapping[str, str]:
     """
     with find_library().open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {_DISTRIBUTION: importlib.metadata.version(_DISTRIBUTION), "libggml-base": f"sha256:{digest}"}
-
-
-@functools.cache
-def _library() -> ctypes.CDLL:
-    """Load the library once; ctypes releases the GIL during its calls."""
-    path = find_library()
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise MachineError(f"cannot load {path}: {error}; reinstall {_DISTRIBUTION}") from None
-    kind, count = ctypes.c_int, ctypes.c_int64
-    for name, result, arguments in (
-        ("ggml_quantize_init", None, [kind]),
-        ("ggml_quantize_requires_imatrix", ctypes.c_bool, [kind]),
-        ("ggml_type_name", ctypes.c_char_p, [kind]),
-        ("ggml_blck_size", count, [kind]),
-        ("ggml_row_size", ctypes.c_size_t, [kind, count]),
-        ("ggml_validate_row_data", ctypes.c_bool, [kind, ctypes.c_void_p, ctypes.c_size_t]),
-        (
-            "ggml_quantize_chunk",
-            ctypes.c_size_t,
-            [kind, ctypes.c_void_p, ctypes.c_void_p, count, count, count, ctypes.c_void_p],
-        ),
-    ):
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library
+    return {DISTRIBUTION: importlib.metadata.version(DISTRIBUTION), "libggml-base": f"sha256:{digest}"}
 
 
 @dataclass(frozen=True)
@@ -97,7 +45,7 @@ class _BlockType:
 
     def row_bytes(self, columns: int) -> int:
         """Bytes of a row of `columns` weights."""
-        return int(_library().ggml_row_size(self.number, columns))
+        return int(load_library().ggml_row_size(self.number, columns))
 
 
 @functools.cache
@@ -113,7 +61,7 @@ def _block_type(name: str) -> _BlockType:
     blocks = [kind.name for kind, (block, _) in GGML_QUANT_SIZES.items() if block > 1]
     if name not in blocks:
         raise UsageError(f"ggml has no block type {name!r}; {nearest(name, blocks)}")
-    library, number = _library(), int(GGMLQuantizationType[name])
+    library, number = load_library(), int(GGMLQuantizationType[name])
     if library.ggml_quantize_requires_imatrix(number):
         raise UnsupportedError(
             f"{name} needs an importance matrix, which Edgekiln does not make; choose IQ4_XS or Q3_K"
@@ -156,12 +104,12 @@ class Ggml:
         blocks = np.empty((count, kind.row_bytes(columns)), dtype=np.uint8)
 
         def run(start: int, stop: int) -> None:
-            _library().ggml_quantize_chunk(
+            load_library().ggml_quantize_chunk(
                 kind.number, source.ctypes.data, blocks.ctypes.data, start * columns, stop - start, columns, None
             )
 
         self._share(count, run)
-        if not _library().ggml_validate_row_data(kind.number, blocks.ctypes.data, blocks.nbytes):
+        if not load_library().ggml_validate_row_data(kind.number, blocks.ctypes.data, blocks.nbytes):
             raise StepError(f"weights up to {np.abs(rows).max():.3g} overflow the float16 scales of {kind.name}")
         return BlockRows(grid, columns, blocks)
 

@@ -7,38 +7,14 @@ grid of float16 scales the largest magnitude is rounded first, and the codes are
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekiln.errors import UsageError
-from edgekiln.grids import BNB4_NF4, CodebookGrid, CodebookRows, Grid, QuantizedRows
+from edgekiln.grids import BNB4_NF4, NF4_VALUES, CodebookGrid, CodebookRows, Grid, QuantizedRows
 from edgekiln.installed import package_version
 from edgekiln.quantizers.base import round_to_float16
-
-#: The NF4 values in the order of their codes.
-NF4_VALUES: Final = np.array(
-    [
-        -1.0,
-        -0.6961928009986877,
-        -0.5250730514526367,
-        -0.39491748809814453,
-        -0.28444138169288635,
-        -0.18477343022823334,
-        -0.09105003625154495,
-        0.0,
-        0.07958029955625534,
-        0.16093020141124725,
-        0.24611230194568634,
-        0.33791524171829224,
-        0.44070982933044434,
-        0.5626170039176941,
-        0.7229568362236023,
-        1.0,
-    ],
-    np.float32,
-)
 
 
 class Nf4:

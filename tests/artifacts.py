@@ -16,7 +16,7 @@ from edgekiln.scheme import Scheme
 
 
 @functools.cache
-def _scratch() -> Path:
+def scratch() -> Path:
     """Return a directory that goes when the test run ends; made when it is needed, since children import this too."""
     path = Path(tempfile.mkdtemp(prefix="edgekiln-test-artifacts-"))
     atexit.register(shutil.rmtree, path, ignore_errors=True)
@@ -26,7 +26,7 @@ def _scratch() -> Path:
 @functools.cache
 def _made(container: str, precision: str) -> Path:
     checkpoint = open_checkpoint("tiny-qwen3")
-    directory = _scratch() / f"{container}-{precision}"
+    directory = scratch() / f"{container}-{precision}"
     directory.mkdir()
     exporter = EXPORTERS[container]
     exporter.write(checkpoint, exporter.plan(checkpoint, Scheme(precision)), directory, quantize)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -10,9 +9,14 @@ from hypothesis import strategies as st
 from edgekiln.errors import UsageError
 from edgekiln.exporters import EXPORTERS
 from edgekiln.validators.gates import (
+    BASELINES,
     DEFAULT_GATES,
     METRICS,
+    OF_MACHINE,
+    OLD,
     Baseline,
+    Evidence,
+    Figures,
     Gate,
     Operator,
     combine,
@@ -29,7 +33,8 @@ def gates(draw: st.DrawFn) -> Gate:
     above: tuple[Operator, ...] = (">=", ">")
     either = metric.unit in {"bytes", "bits"}
     op = draw(st.sampled_from(below + above if either else below if metric.better == "lower" else above))
-    baseline = draw(st.sampled_from((None, *get_args(Baseline))))
+    build = st.from_regex(r"[a-z0-9]{1,8}([.-][a-z0-9]{1,8}){1,3}", fullmatch=True)
+    baseline = draw(st.sampled_from((None, *BASELINES, OLD)) | build)
     highest = 1.0 if metric.unit == "fraction" and baseline is None else 1e15
     limit = draw(st.floats(min_value=0, max_value=highest, allow_subnormal=False))
     if metric.unit == "bytes" and baseline is None:
@@ -39,14 +44,14 @@ def gates(draw: st.DrawFn) -> Gate:
 
 @given(gates())
 def test_a_gate_reads_back_from_its_text(gate: Gate) -> None:
-    assert parse_gate(str(gate)) == gate
+    assert parse_gate(str(gate), "comparison") == gate
     assert str(gate) == f"{gate.metric} {gate.limit_text}"
 
 
 @given(gates(), st.sampled_from(["", " ", "   "]), st.sampled_from("*\u00d7"))
 def test_blanks_and_either_sign_mean_the_same(gate: Gate, blank: str, sign: str) -> None:
     text = str(gate).replace(f" {gate.op} ", f"{blank}{gate.op}{blank}").replace(" * ", f"{blank}{sign}{blank}")
-    assert parse_gate(f"{blank}{text}{blank}") == gate
+    assert parse_gate(f"{blank}{text}{blank}", "comparison") == gate
 
 
 @pytest.mark.parametrize(
@@ -109,6 +114,70 @@ def test_what_is_no_gate_is_refused_in_one_sentence(text: str, parts: list[str])
         assert part in message
 
 
+@pytest.mark.parametrize(
+    ("text", "baseline"),
+    [
+        ("decode_tokens_per_second >= 1.0 * gguf-cpu-int8", "gguf-cpu-int8"),
+        ("decode_tokens_per_second >= 0.9×pi.5_x-int4-1a2b3c4d", "pi.5_x-int4-1a2b3c4d"),
+        ("mean_kld <= gguf-cpu-int8", "gguf-cpu-int8"),
+        ("mean_kld <= 1.1 * 3090-int8", "3090-int8"),
+        ("mean_kld <= 1.1 * old", "old"),
+        ("mean_kld <= 1.1 * fp16_artifact", "fp16_artifact"),
+    ],
+)
+def test_builds_and_the_old_report_are_baselines_where_they_exist(text: str, baseline: str) -> None:
+    assert parse_gate(text, "comparison").relative_to == baseline
+    if baseline == OLD:
+        with pytest.raises(UsageError, match="only `edgekiln compare` knows an old report"):
+            parse_gate(text, "pipeline")
+    else:
+        assert parse_gate(text, "pipeline").relative_to == baseline
+    if baseline in BASELINES:
+        assert parse_gate(text).relative_to == baseline
+    else:
+        with pytest.raises(UsageError, match=f"unknown baseline '{baseline}'.*one artifact is judged alone"):
+            parse_gate(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["mean_kld <= 1 * a/b", "mean_kld <= 1 * ../x", "mean_kld <= 1 * é", "mean_kld <= 1 *"]
+)
+def test_what_can_be_no_id_is_no_baseline(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_gate(text, "comparison")
+
+
+def test_a_baseline_without_figures_says_why() -> None:
+    gate = parse_gate("mean_kld <= 1.1 * old", "comparison")
+    result = judge(gate, {"mean_kld": 0.1}, {"old": "the reports compare on different corpora"})
+    assert (result.outcome, result.reason) == ("not_measured", "the reports compare on different corpora")
+    result = judge(gate, {"mean_kld": 0.1}, {"old": {"mean_kld": 0.05}})
+    assert (result.outcome, result.reason) == ("fail", "0.1 is above 0.055, 1.1 times that of the old report")
+
+
+@pytest.mark.parametrize(
+    ("mine", "base", "outcome"),
+    [
+        ((20.0, 21.0, 22.0), (10.0, 11.0, 12.0), "pass"),
+        ((5.0, 6.0, 7.0), (10.0, 11.0, 12.0), "fail"),
+        ((8.0, 11.0, 16.0), (8.0, 10.0, 15.0), "not_measured"),
+        ((10.1, 10.2, 10.3), (10.0, 10.1, 10.2), "pass"),  # straddles, and scatters by one per cent
+    ],
+)
+def test_rounds_of_different_runs_are_held_against_each_other_by_their_middle_halves(
+    mine: tuple[float, ...], base: tuple[float, ...], outcome: str
+) -> None:
+    name = "decode_tokens_per_second"
+    gate = parse_gate(f"{name} >= 1 * old", "comparison")
+    evidence = Evidence({name: mine}, {"old": {name: base}}, max_spread=0.1)
+    found = judge(gate, {name: mine[1]}, {"old": {name: base[1]}}, evidence=evidence)
+    assert found.outcome == outcome
+
+
+def test_every_metric_of_a_machine_is_known() -> None:
+    assert set(OF_MACHINE) <= set(METRICS)
+
+
 def test_sizes_may_be_bounded_from_both_sides() -> None:
     assert parse_gate("size_bytes >= 100 MB").op == ">="
 
@@ -136,7 +205,7 @@ def test_sizes_may_be_bounded_from_both_sides() -> None:
     ],
 )
 def test_outcomes(text: str, value: float | None, outcome: str) -> None:
-    baselines: dict[Baseline, dict[str, float | None]] = {
+    baselines: dict[Baseline, Figures | str] = {
         "fp16_artifact": {"decode_tokens_per_second": 10.0},
         "reference": {"perplexity": 10.0, "load_seconds": None, "peak_rss_bytes": math.nan},
     }
@@ -170,7 +239,7 @@ def test_a_failure_gives_value_limit_and_the_reason_of_the_limit() -> None:
 
 @given(gates(), st.floats(allow_nan=True, allow_infinity=True))
 def test_a_pass_is_always_a_finite_value_within_the_limit(gate: Gate, value: float) -> None:
-    baselines: dict[Baseline, dict[str, float | None]] = {name: {gate.metric: 2.0} for name in get_args(Baseline)}
+    baselines: dict[Baseline, Figures | str] = {gate.relative_to: {gate.metric: 2.0}} if gate.relative_to else {}
     result = judge(gate, {gate.metric: value}, baselines)
     limit = gate.limit * (2.0 if gate.relative_to else 1.0)
     holds = value <= limit if gate.op == "<=" else value >= limit if gate.op == ">=" else None
@@ -214,7 +283,7 @@ def outcomes(measured: Measured) -> dict[str, str]:
     names = ("mean_kld", "top1_agreement", "perplexity_ratio", "bits_per_weight", "decode_tokens_per_second")
     precision, *values = measured
     metrics = dict(zip(names, values, strict=True))
-    baselines: dict[Baseline, dict[str, float | None]] = {"fp16_artifact": {"decode_tokens_per_second": 1.0}}
+    baselines: dict[Baseline, Figures | str] = {"fp16_artifact": {"decode_tokens_per_second": 1.0}}
     return {gate.metric: judge(gate, metrics, baselines).outcome for gate in default_gates(precision)}
 
 

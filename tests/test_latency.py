@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from edgekiln.errors import ArtifactError, UsageError
 from edgekiln.validators import latency
 from edgekiln.validators.base import MeasurementProtocol
+from edgekiln.validators.energy import EnergyMeter
 from edgekiln.validators.gates import TIMED
 from edgekiln.validators.latency import LatencySample, aggregate, load_once, measure
 from edgekiln.validators.spread import relative_spread
@@ -30,8 +32,9 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[tuple[str, int]] = []
 
-    def load(self, path: Path, threads: int, context_tokens: int) -> None:
-        self.calls.append((f"load {path.name}, {context_tokens}", threads))
+    def load(self, path: Path, threads: int, context_tokens: int, sequences: int = 1) -> None:
+        several = f", {sequences} sequences" if sequences > 1 else ""
+        self.calls.append((f"load {path.name}, {context_tokens}{several}", threads))
 
     def load_tokenizer(self, path: Path) -> None:
         raise NotImplementedError
@@ -50,6 +53,13 @@ class Recorder:
 
     def decode(self, count: int) -> None:
         self.calls.append(("decode", count))
+
+    def decode_after(self, ids: Sequence[int], count: int) -> float:
+        self.calls.append((f"decode after {list(ids)}", count))
+        return count / 8
+
+    def decode_together(self, sequences: int, count: int) -> None:
+        self.calls.append((f"decode {sequences} together", count))
 
     def first_token(self, ids: Sequence[int]) -> int:
         self.calls.append(("first", len(ids)))
@@ -73,6 +83,41 @@ def test_a_process_loads_warms_up_measures_and_frees(monkeypatch: pytest.MonkeyP
     assert sample.values["decode_tokens_per_second"] == sample.values["tg3"]
     assert sample.values["peak_rss_bytes"] >= sample.values["steady_rss_bytes"] > 1 << 20
     assert 0 <= sample.contention <= 1
+
+
+def test_depths_and_batches_are_timed_after_everything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "_LEAST_SECONDS", 0)
+    runtime = Recorder()
+    protocol = dataclasses.replace(PROTOCOL, depths=(3, 7), batches=(1, 4))
+    sample = measure(runtime, Path("x"), [1, 2, 3, 4], protocol)
+    assert runtime.calls[-12:] == [
+        ("decode after [1, 2, 3]", 3),
+        ("decode after [1, 2, 3, 4, 1, 2, 3]", 3),
+        ("end", 0),
+        ("load x, 512, 4 sequences", 2),
+        ("decode 4 together", 1),
+        *[("decode 1 together", 3)] * 3,
+        *[("decode 4 together", 3)] * 3,
+        ("end", 0),
+    ]
+    assert sample.values["tg3 @ d3"] == sample.values["tg3 @ d7"] == 8
+    assert {"tg3 × 1", "tg3 × 4"} <= set(sample.values)
+
+
+def test_energy_is_measured_where_the_machine_tells_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    zone = tmp_path / "intel-rapl:0"
+    zone.mkdir()
+    (zone / "max_energy_range_uj").write_text("1000000")
+    counter = zone / "energy_uj"
+    counter.write_text("0")
+
+    class Hungry(Recorder):
+        def decode(self, count: int) -> None:
+            counter.write_text(str(int(counter.read_text()) + 500 * count))
+
+    monkeypatch.setattr(latency, "_LEAST_SECONDS", 0)
+    monkeypatch.setattr(latency, "EnergyMeter", lambda: EnergyMeter(tmp_path))
+    assert measure(Hungry(), Path("x"), [1, 2, 3, 4], PROTOCOL).values["joules_per_token"] == 500e-6
 
 
 def test_runs_that_are_over_in_no_time_are_repeated() -> None:
@@ -143,6 +188,12 @@ def test_protocols_that_measure_nothing_are_refused() -> None:
         MeasurementProtocol(prefill_tokens=())
     with pytest.raises(UsageError, match="decode_tokens"):
         MeasurementProtocol(decode_tokens=(64, 0))
+    with pytest.raises(UsageError, match="depths"):
+        MeasurementProtocol(depths=(0,))
+    with pytest.raises(UsageError, match="context"):
+        MeasurementProtocol(depths=(500,))
+    with pytest.raises(UsageError, match="context"):
+        MeasurementProtocol(batches=(8,))
 
 
 @given(st.lists(st.floats(0.01, 1e6), min_size=1, max_size=20), st.floats(0.01, 100))

@@ -18,6 +18,7 @@ from edgekiln.errors import UsageError
 from edgekiln.exporters import EXPORTERS
 from edgekiln.host import physical_cores
 from edgekiln.pipelines.plan import Plan, expand, make_plan
+from edgekiln.pipelines.selection import only_builds
 from edgekiln.pipelines.settings import resolve_settings
 from edgekiln.pipelines.spec import parse_pipeline
 from edgekiln.pipelines.targets import Format, load_targets, parse_targets
@@ -310,6 +311,41 @@ def test_only_some_targets() -> None:
         plan(builds, only=("phome",))
     with pytest.raises(UsageError, match=r"p\.yaml has no build for it; choose one of pc, phone"):
         plan(builds, only=("npu",))
+
+
+def test_a_gate_may_name_another_build_of_the_pipeline() -> None:
+    rest = "  - {target: pc, precision: int8}\n"
+    made = plan(f"  - {{target: pc, precision: int4, gates: [decode_tokens_per_second >= 1.0 * pc-int8]}}\n{rest}")
+    assert "decode_tokens_per_second >= 1 * pc-int8" in map(str, made.builds[0].gates)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "message"),
+    [
+        ("pc-int9", r"p.yaml.*: unknown baseline 'pc-int9' in the gate .*did you mean 'pc-int8'"),
+        ("pc-int4", r"p.yaml.*compares pc-int4 with itself"),
+        ("old", r"unknown baseline 'old'.*only `edgekiln compare`"),
+    ],
+)
+def test_a_gate_that_names_no_other_build_of_the_pipeline_is_refused(baseline: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        plan(
+            f"  - {{target: pc, precision: int4, gates: [mean_kld <= 1.0 * {baseline}]}}\n"
+            "  - {target: pc, precision: int8}\n"
+        )
+
+
+def test_a_selection_must_hold_what_its_gates_compare_with_unless_they_may_stay_unmeasured() -> None:
+    text = (
+        "  - {{target: pc, precision: int4, gates: [mean_kld <= 9 * pc-int8]{}}}\n  - {{target: pc, precision: int8}}\n"
+    )
+    made = plan(text.format(""))
+    with pytest.raises(UsageError, match="compares with pc-int8, which is not selected; select pc-int8 as well"):
+        only_builds(made, ["pc-int4"])
+    assert len(only_builds(made, ["pc-int4", "pc-int8"]).builds) == 2
+    assert len(only_builds(made, ["pc-int8"]).builds) == 1
+    allowed = plan(text.format(", allow_not_measured: [mean_kld]"))
+    assert len(only_builds(allowed, ["pc-int4"]).builds) == 1
 
 
 def test_gates_of_the_build_hold_over_those_of_the_target_over_the_defaults() -> None:

@@ -26,6 +26,7 @@ from edgekiln.validators.latency import aggregate
 from edgekiln.validators.tasks import TASKS, read_reference
 from edgekiln.validators.validate import (
     ArtifactMetrics,
+    Expected,
     Reference,
     make_reference,
     open_reference,
@@ -55,7 +56,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 
 
 def validate(path: Path, reference: Reference, tmp_path: Path) -> ArtifactMetrics:
-    return validate_artifact(path, reference, PROTOCOL, log=tmp_path / "log")
+    return validate_artifact(path, reference, PROTOCOL, Expected(), log=tmp_path / "log")
 
 
 def _offsets(directory: Path, part: str) -> tuple[int, int]:
@@ -273,6 +274,17 @@ def test_latency_has_every_figure(kind: str, reference: Reference, tmp_path: Pat
     assert all(value > 1 for name, value in found.items() if name.startswith(("pp", "tg")))
     assert 10 << 20 < found["steady_rss_bytes"] <= found["peak_rss_bytes"] < 4 << 30
     assert sample.cpus is None or len(sample.cpus) == PROTOCOL.threads
+
+
+@pytest.mark.parametrize("kind", ["gguf", "onnx"])
+def test_latency_knows_depths_and_batches(kind: str, reference: Reference, tmp_path: Path) -> None:
+    path = artifact(kind, "int8" if kind == "onnx" else "q8_0", tmp_path)
+    path = gguf_file(path) if kind == "gguf" else path
+    protocol = dataclasses.replace(PROTOCOL, depths=(4, 250), batches=(1, 8))
+    found = sample_latency(kind, path, reference, protocol, log=tmp_path / "log").values
+    names = {"tg2 @ d4", "tg2 @ d250", "tg2 × 1", "tg2 × 8"}
+    assert names <= set(found)
+    assert all(found[name] > 1 for name in names)
 
 
 @pytest.mark.parametrize("kind", ["gguf", "onnx"])

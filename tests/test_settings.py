@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 from edgekiln.errors import UsageError
 from edgekiln.pipelines.settings import (
     KEYS,
+    QUICK,
     Settings,
     assignments_layer,
     environment_layer,
@@ -148,3 +149,20 @@ def test_lengths_may_be_one_or_several(text: str, lengths: tuple[int, ...]) -> N
 def test_lengths_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--set"):
         assignments_layer([f"decode_tokens={text}"])
+
+
+def test_a_profile_takes_the_place_of_defaults_and_of_nothing_else() -> None:
+    quick = resolve_settings(assignments_layer(["windows=3"]), flags_layer({"profile": "quick"}))
+    for key, value in QUICK.items():
+        if key != "windows":
+            assert (getattr(quick.values, key), quick.origins[key]) == (value, "profile quick")
+    assert (quick.values.windows, quick.origins["windows"]) == (3, "--set")
+    assert set(QUICK) <= set(KEYS)
+    assert Settings(**QUICK).window == QUICK["window"]
+    with pytest.raises(UsageError, match="quick"):
+        assignments_layer(["profile=slow"])
+
+
+@pytest.mark.parametrize(("text", "depths"), [("", ()), ("512", (512,)), ("128,4096", (128, 4096))])
+def test_there_may_be_no_depths(text: str, depths: tuple[int, ...]) -> None:
+    assert resolve_settings(assignments_layer([f"depths={text}"])).values.depths == depths

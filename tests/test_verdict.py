@@ -1,9 +1,21 @@
+from dataclasses import replace
+
 import pytest
 
 from edgekiln.errors import StepError
-from edgekiln.pipelines.verdict import Elsewhere, Findings, Timings, judge_gates, judged, missing_reasons, verdict
+from edgekiln.pipelines.verdict import (
+    Elsewhere,
+    Findings,
+    Timings,
+    judge_gates,
+    judged,
+    measured,
+    missing_reasons,
+    verdict,
+)
+from edgekiln.validators.base import CheckResult, Finding
 from edgekiln.validators.gates import combine, parse_gate
-from edgekiln.validators.latency import Latency, LatencySample, aggregate
+from edgekiln.validators.latency import LatencySample, aggregate
 from edgekiln.validators.report import BuildReport, CheckReport
 from edgekiln.validators.validate import ArtifactMetrics
 
@@ -29,13 +41,12 @@ def findings(gate, decode=(10.0,), baseline=(10.0,), reference=(3.0,), **more):
     fp16 = baseline if isinstance(baseline, StepError) else timing(*baseline)
     artifact = decode if isinstance(decode, StepError) else timing(*decode)
     timings = Timings(artifact, timing(*reference), fp16)
-    return Findings(METRICS, timings, (parse_gate(gate),), 2, 0.1, **more)
+    return Findings(METRICS, timings, (parse_gate(gate, "pipeline"),), 2, 0.1, **more)
 
 
 def judged_gates(gate, **options):
     found = findings(gate, **options)
-    values = dict(found.timings.artifact.values) if isinstance(found.timings.artifact, Latency) else {}
-    return judge_gates(found, values, missing_reasons(METRICS, found.timings))
+    return judge_gates(measured(BASE, found), found, missing_reasons(METRICS, found.timings))
 
 
 @pytest.mark.parametrize(
@@ -155,6 +166,71 @@ def test_not_measured_fails_unless_the_pipeline_allows_it():
     assert verdict([], outcomes)[0] == "failed"
     assert verdict([], outcomes, {"mean_kld"}) == ("passed", None)
     assert verdict([], outcomes, {"max_kld"})[0] == "failed"
+
+
+def other(*decode):
+    return measured(BASE, findings("size_bytes <= 1", decode=decode))
+
+
+@pytest.mark.parametrize(
+    ("others", "outcome", "reason"),
+    [
+        ({"other-int8": other(9.0)}, "pass", ""),
+        ({"other-int8": other(11.0)}, "fail", "10 is below 11, 1 times that of other-int8"),
+        ({"other-int8": "nothing was measured of other-int8: it crashed"}, "not_measured", "it crashed"),
+        ({"other-int4": other(9.0)}, "not_measured", "other-int8 is not part of this run"),
+    ],
+)
+def test_a_gate_compares_with_another_build(others, outcome, reason):
+    (gate,) = judged_gates("decode_tokens_per_second >= 1.0 * other-int8", others=others)
+    assert gate.outcome == outcome
+    assert reason in gate.reason
+    assert gate.binding
+
+
+def test_rounds_of_another_build_do_not_pair_up_and_are_too_noisy_where_they_scatter_across_the_limit():
+    """Round by round it would be 1.1 times as fast; the builds were timed apart, so that says nothing."""
+    gate, mine = "decode_tokens_per_second >= 1.05 * other-int8", (11.0, 22.0, 44.0)
+    (outcome,) = judged_gates(gate, decode=mine, others={"other-int8": other(10.0, 20.0, 40.0)})
+    assert outcome.outcome == "not_measured"
+    assert "too noisy" in outcome.reason
+    (outcome,) = judged_gates(gate, decode=(22.0, 22.1, 22.2), others={"other-int8": other(20.0, 20.1, 20.2)})
+    assert outcome.outcome == "pass"
+
+
+def test_what_may_stay_unmeasured_does_not_bind_and_a_failure_always_does():
+    allowed = frozenset({"mean_kld", "size_bytes"})
+    report = judged(BASE, findings("mean_kld <= 1", allow_not_measured=allowed))
+    assert (report.status, report.gates[0].outcome, report.gates[0].binding) == ("passed", "not_measured", False)
+    report = judged(BASE, findings("size_bytes <= 0", allow_not_measured=allowed))
+    assert (report.status, report.gates[0].outcome, report.gates[0].binding) == ("failed", "fail", True)
+
+
+def test_findings_of_checks_come_into_the_report():
+    finding = Finding("conservation/swapped", "error", "blk.1", "holds another", "Export again.")
+    metrics = replace(METRICS, structure=(CheckResult("conservation", "fail", "1 tensor", (finding,)),))
+    report = judged(BASE, replace(findings("size_bytes <= 1"), metrics=metrics))
+    assert vars(finding) == report.structure[0].findings[0].model_dump()
+    assert report.status == "failed"
+
+
+def test_speeds_are_told_apart_by_their_names():
+    values = {
+        "decode_tokens_per_second": 9.0,
+        "tg32": 9.0,
+        "tg32 @ d512": 8.0,
+        "tg32 × 4": 20.0,
+        "joules_per_token": 2.0,
+    }
+    latency = judged(
+        BASE, Findings(METRICS, Timings(aggregate([LatencySample(values, 0, None)], "x"), None, None), (), 2, 0.1)
+    ).latency
+    assert (latency.by_length, latency.by_depth, latency.by_batch) == (
+        {"tg32": 9.0},
+        {"tg32 @ d512": 8.0},
+        {"tg32 × 4": 20.0},
+    )
+    assert latency.joules_per_token == 2.0
 
 
 def test_an_error_after_measuring_outweighs_the_gates():

@@ -26,6 +26,8 @@ _LEAST: Final = MappingProxyType(
         "repeats": 1,
         "processes": 1,
         "threads": 1,
+        "decode_positions": 0,
+        "long_context": 0,
     }
 )
 #: Positions whose logits are held at once: 128 rows of 151,936 float32 are 78 MB. MatMulBnb4 dequantizes all weights
@@ -84,11 +86,17 @@ class MeasurementProtocol:
         prefill_tokens: Prompt lengths of the prefill speed; the first is that of the headline figure and of the time
             to first token.
         decode_tokens: Numbers of generated tokens for the decode speed; the first is that of the headline figure.
+        depths: Tokens in the cache before decode speed is measured again, with the least of `decode_tokens`.
+        batches: Numbers of sequences that are decoded side by side, likewise.
         warmups: Warm-up runs in each process.
         repeats: Measured runs in each process, at least.
         processes: Fresh processes per artifact, at least.
         threads: Threads of the runtime.
         context: Context length the runtime is loaded with, in tokens; a prompt and its reply must fit.
+        decode_positions: Positions of the windows that are compared token by token as well, through the cache; 0 for
+            none.
+        long_context: Tokens of one long window whose end is compared, at most what the checkpoint's context holds;
+            0 for none. The runtime is loaded once more for it.
     """
 
     window: int = 256
@@ -96,11 +104,15 @@ class MeasurementProtocol:
     greedy_tokens: int = 32
     prefill_tokens: tuple[int, ...] = (128,)
     decode_tokens: tuple[int, ...] = (64,)
+    depths: tuple[int, ...] = ()
+    batches: tuple[int, ...] = ()
     warmups: int = 1
     repeats: int = 1
     processes: int = 3
     threads: int = 2
     context: int = 512
+    decode_positions: int = 48
+    long_context: int = 0
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
@@ -111,10 +123,15 @@ class MeasurementProtocol:
             lengths = getattr(self, name)
             if type(lengths) is not tuple or not lengths or any(type(n) is not int or n < 1 for n in lengths):
                 raise UsageError(f"{name} of the measurement is {lengths!r}, but must be one or more positive integers")
+        for name in ("depths", "batches"):
+            if type(getattr(self, name)) is not tuple or any(type(n) is not int or n < 1 for n in getattr(self, name)):
+                raise UsageError(f"{name} of the measurement is {getattr(self, name)!r}, but must be positive integers")
         needed = max(
             self.window,
             max(self.prefill_tokens) + 1,
             max(self.decode_tokens) + 1,
+            max(self.depths, default=0) + min(self.decode_tokens) + 1,
+            max(self.batches, default=0) * (min(self.decode_tokens) + 1),
             self.greedy_tokens + LEAST_PROMPT_TOKENS,
         )
         if type(self.context) is not int or self.context < needed:
@@ -137,13 +154,14 @@ class Runtime(Protocol):
 
     libraries: ClassVar[tuple[str, ...]]
 
-    def load(self, path: Path, threads: int, context_tokens: int) -> None:
+    def load(self, path: Path, threads: int, context_tokens: int, sequences: int = 1) -> None:
         """Load an artifact on the CPU.
 
         Args:
             path: A GGUF file, or a directory.
             threads: Threads for prefill and decode.
             context_tokens: Longest sequence that will be run.
+            sequences: Sequences that `decode_together` will run at most; together they fit the context.
         """
         ...
 
@@ -167,6 +185,17 @@ class Runtime(Protocol):
         """
         ...
 
+    def step_logits(self, prefix: Sequence[int], ids: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        """Process `prefix`, then yield float32 [1, vocabulary] after each of `ids`, run one by one through the cache.
+
+        A row is valid until the next one is asked for.
+        """
+        ...
+
+    def declared_context(self) -> int:
+        """Return the longest context that the loaded artifact says it was made for, in tokens."""
+        ...
+
     def greedy(self, ids: Sequence[int], count: int, stop: Collection[int]) -> list[int]:
         """Return up to `count` greedily decoded tokens; the first of `stop` ends it and is included."""
         ...
@@ -177,6 +206,14 @@ class Runtime(Protocol):
 
     def decode(self, count: int) -> None:
         """Generate `count` tokens one by one from an almost empty cache, as `llama-bench -n` does."""
+        ...
+
+    def decode_after(self, ids: Sequence[int], count: int) -> float:
+        """Process a prompt, then generate `count` tokens one by one; return the seconds of the latter alone."""
+        ...
+
+    def decode_together(self, sequences: int, count: int) -> None:
+        """Generate `count` tokens in each of several sequences side by side, from almost empty caches."""
         ...
 
     def first_token(self, ids: Sequence[int]) -> int:

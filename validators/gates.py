@@ -1,8 +1,9 @@
 """Gates: limits on metrics, and what becomes of them.
 
 A gate reads `METRIC <= LIMIT`, where the limit is a number (`0.05`, `90 %`, `350 MB`) or relative to a baseline
-(`0.9 * fp16_artifact`, `1.1 * reference`; the multiplication sign serves as well). Its outcome is pass, fail or
-not_measured, never anything silent.
+(`0.9 * fp16_artifact`, `1.1 * reference`; the multiplication sign serves as well). In a pipeline the id of another of
+its builds is a baseline too (`1.0 * gguf-cpu-int8`), and in `edgekiln compare` so is `old`, the same build in the older
+report. Its outcome is pass, fail or not_measured, never anything silent.
 """
 
 from __future__ import annotations
@@ -15,16 +16,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Final, Literal, TypeAlias, cast, get_args
+from typing import Final, Literal, TypeAlias, cast
 
 from edgekiln.errors import UsageError, nearest
 from edgekiln.units import format_size, parse_size
 from edgekiln.validators.spread import middle_half, relative_spread
 
-Baseline: TypeAlias = Literal["fp16_artifact", "reference"]
+#: What a relative limit multiplies: a word of `BASELINES`, `OLD`, or the id of a build.
+Baseline: TypeAlias = str
 Operator: TypeAlias = Literal["<=", ">=", "<", ">"]
 Outcome: TypeAlias = Literal["pass", "fail", "not_measured"]
-Unit: TypeAlias = Literal["nats", "fraction", "ratio", "tokens", "seconds", "tokens per second", "bytes", "bits"]
+Unit: TypeAlias = Literal[
+    "nats", "fraction", "ratio", "tokens", "seconds", "tokens per second", "bytes", "bits", "joules"
+]
+#: What every artifact is compared with.
+BASELINES: Final = ("fp16_artifact", "reference")
+#: The same build in an older report.
+OLD: Final = "old"
+#: Where a gate is written, which decides what it may be relative to.
+Place: TypeAlias = Literal["artifact", "pipeline", "comparison"]
 
 
 @dataclass(frozen=True)
@@ -52,9 +62,28 @@ METRICS: Final[Mapping[str, Metric]] = MappingProxyType(
         for metric in (
             Metric("mean_kld", "nats", "lower", f"{_KLD}, mean over scored tokens"),
             Metric("median_kld", "nats", "lower", f"{_KLD}, median over scored tokens"),
+            Metric("p95_kld", "nats", "lower", f"{_KLD}, 95th percentile"),
             Metric("p99_kld", "nats", "lower", f"{_KLD}, 99th percentile"),
+            Metric("p999_kld", "nats", "lower", f"{_KLD}, 99.9th percentile"),
             Metric("max_kld", "nats", "lower", f"{_KLD}, worst scored token"),
             Metric("top1_agreement", "fraction", "higher", "share of tokens whose most likely successor is the same"),
+            Metric(
+                "top1_agreement_clear",
+                "fraction",
+                "higher",
+                "the same without the tokens where the reference's two most likely successors are nearer to each "
+                "other than the runtime's own noise",
+            ),
+            Metric(
+                "rms_delta_p",
+                "fraction",
+                "lower",
+                "root mean square difference of the probabilities that the following token has",
+            ),
+            Metric(
+                "decode_mean_kld", "nats", "lower", "mean_kld of the decode path: token by token, through the cache"
+            ),
+            Metric("long_context_mean_kld", "nats", "lower", "mean_kld at the end of a long context"),
             Metric("perplexity", "ratio", "lower", "exponential of the artifact's mean negative log-likelihood"),
             Metric("reference_perplexity", "ratio", "lower", "the same of the reference"),
             Metric("perplexity_ratio", "ratio", "lower", "perplexity divided by the reference's"),
@@ -70,6 +99,13 @@ METRICS: Final[Mapping[str, Metric]] = MappingProxyType(
             Metric("decode_tokens_per_second", "tokens per second", "higher", "tokens generated per second"),
             Metric("peak_rss_bytes", "bytes", "lower", "highest resident memory of the runtime's process"),
             Metric("steady_rss_bytes", "bytes", "lower", "its resident memory after generating"),
+            Metric("joules_per_token", "joules", "lower", "energy of the processor packages per generated token"),
+            Metric(
+                "weights_relative_error",
+                "ratio",
+                "lower",
+                "norm of the difference between the artifact's weights and the checkpoint's, over the norm of these",
+            ),
             Metric("size_bytes", "bytes", "lower", "all files of the artifact"),
             Metric("weights_bytes", "bytes", "lower", "the artifact's tensors alone"),
             Metric("bits_per_weight", "bits", "lower", "bits of all tensors per stored weight of the checkpoint"),
@@ -79,7 +115,7 @@ METRICS: Final[Mapping[str, Metric]] = MappingProxyType(
 
 #: How the reason of a gate begins that noise has left open.
 TOO_NOISY: Final = "too noisy"
-#: What a machine decides as much as the artifact does: latency measures these.
+#: What a machine decides as much as the artifact does: latency measures these wherever it runs.
 TIMED: Final = (
     "load_seconds",
     "cold_load_seconds",
@@ -90,8 +126,12 @@ TIMED: Final = (
     "steady_rss_bytes",
 )
 
+#: What says something of one machine only: the above, and what only some machines show.
+OF_MACHINE: Final = (*TIMED, "joules_per_token")
+
 _GATE: Final = re.compile(r"\s*(\w{1,60})\s*(<=|>=|<(?!=)|>(?!=))\s*(\S.*?)\s*", re.DOTALL)
-_RELATIVE: Final = re.compile(r"(?:([^*\u00d7\s]+)\s*[*\u00d7]\s*)?([A-Za-z_]\w{0,60})")
+#: A factor and a name, or a name that cannot be taken for a number.
+_RELATIVE: Final = re.compile(r"([^*\u00d7\s]+)\s*[*\u00d7]\s*([\w.-]{1,120})|([A-Za-z_][\w.-]{0,119})", re.ASCII)
 _NUMBER: Final = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?([eE][-+]?[0-9]{1,3})?|\.[0-9]{1,20}", re.ASCII)
 _MAX_TEXT: Final = 200
 _EXAMPLE: Final = "write a gate like 'mean_kld <= 0.05' or 'decode_tokens_per_second >= 0.9 * fp16_artifact'"
@@ -137,6 +177,20 @@ class Gate:
         return self.metric, self.op in {"<=", "<"}, self.relative_to
 
 
+_ALONE: Final = (
+    "; one artifact is judged alone here: gates of a pipeline may name its builds, and those of `edgekiln compare` "
+    "the old report"
+)
+#: By place: the words that stand for a baseline there, whether builds do, and what to say of all other names.
+_PLACES: Final[Mapping[Place, tuple[tuple[str, ...], bool, str]]] = MappingProxyType(
+    {
+        "artifact": (BASELINES, False, _ALONE),
+        "pipeline": (BASELINES, True, "; only `edgekiln compare` knows an old report"),
+        "comparison": ((*BASELINES, OLD), True, ""),
+    }
+)
+
+
 def _number(text: str, gate: str) -> float:
     if not _NUMBER.fullmatch(text):
         raise UsageError(f"{text!r} in the gate {gate!r} is no number; {_EXAMPLE}")
@@ -171,8 +225,20 @@ def _check_direction(metric: Metric, op: str, gate: str) -> None:
         )
 
 
-def parse_gate(text: str) -> Gate:
+def _baseline(name: str, place: Place, gate: str) -> Baseline:
+    """Return what a limit is relative to, if that is known where the gate is written."""
+    words, builds, otherwise = _PLACES[place]
+    if name in words or (builds and name != OLD):
+        return name
+    raise UsageError(f"unknown baseline {name!r} in the gate {gate!r}; {nearest(name, words)}{otherwise}")
+
+
+def parse_gate(text: str, place: Place = "artifact") -> Gate:
     """Return the gate that a text like `mean_kld <= 0.05` describes.
+
+    Args:
+        text: Metric, operator and limit.
+        place: What the gate is for. That a build exists which it is relative to is checked later.
 
     Raises:
         UsageError: It is malformed, names no known metric or baseline, or could not tell good from bad.
@@ -188,13 +254,15 @@ def parse_gate(text: str) -> Gate:
     _check_direction(metric, op, shown)
     operator = cast("Operator", op)
     if relative := _RELATIVE.fullmatch(right):
-        factor, baseline = relative.groups()
-        if baseline not in get_args(Baseline):
-            raise UsageError(
-                f"unknown baseline {baseline!r} in the gate {shown!r}; {nearest(baseline, get_args(Baseline))}"
-            )
-        return Gate(name, operator, _number(factor or "1", shown), cast("Baseline", baseline))
+        factor, multiplied, alone = relative.groups()
+        baseline = _baseline(multiplied or alone, place, shown)
+        return Gate(name, operator, _number(factor or "1", shown), baseline)
     return Gate(name, operator, _absolute(metric, right, shown))
+
+
+def parse_pipeline_gate(text: str) -> Gate:
+    """Return the gate of a pipeline or targets file; see `parse_gate`."""
+    return parse_gate(text, "pipeline")
 
 
 @dataclass(frozen=True)
@@ -224,13 +292,15 @@ class Evidence:
 
     Attributes:
         artifact: By metric, one value per round.
-        baselines: The same of the baselines; where a baseline was timed in the same rounds, values pair up.
+        baselines: The same of the baselines.
+        paired: Baselines that were timed in turn with the artifact, so that values of the same round pair up.
         max_spread: Scatter (interquartile range over median) beyond which rounds on both sides of a limit decide
             nothing.
     """
 
     artifact: Mapping[str, Sequence[float]] = field(default_factory=dict)
     baselines: Mapping[Baseline, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    paired: frozenset[Baseline] = frozenset({"fp16_artifact"})
     max_spread: float = math.inf
 
 
@@ -254,15 +324,27 @@ _MISSED: Final[Mapping[Operator, str]] = MappingProxyType(
 )
 
 
-def _limit(gate: Gate, baselines: Mapping[Baseline, Mapping[str, float | None]]) -> float | str:
+#: What a value or a baseline is: measured figures, or the reason why there are none.
+Figures: TypeAlias = Mapping[str, float | None]
+
+
+def _of(baseline: Baseline) -> str:
+    """Return how a sentence names a baseline."""
+    return f"the {baseline}" if baseline in BASELINES else "the old report" if baseline == OLD else baseline
+
+
+def _limit(gate: Gate, baselines: Mapping[Baseline, Figures | str]) -> float | str:
     """Return the limit in the metric's unit, or why there is none."""
     if gate.relative_to is None:
         return gate.limit
-    base = baselines.get(gate.relative_to, {}).get(gate.metric)
+    figures = baselines.get(gate.relative_to, {})
+    if isinstance(figures, str):
+        return figures
+    base = figures.get(gate.metric)
     if base is None:
-        return f"{gate.metric} of the {gate.relative_to} was not measured"
+        return f"{gate.metric} of {_of(gate.relative_to)} was not measured"
     if not math.isfinite(base):
-        return f"{gate.metric} of the {gate.relative_to} is {base}, which is nothing to compare with"
+        return f"{gate.metric} of {_of(gate.relative_to)} is {base}, which is nothing to compare with"
     return gate.limit * base
 
 
@@ -274,6 +356,8 @@ def _shares(gate: Gate, evidence: Evidence) -> list[float]:
     values = evidence.artifact.get(gate.metric, ())
     if gate.relative_to is None:
         bases: Sequence[float] = [1.0] * len(values)
+    elif gate.relative_to not in evidence.paired:
+        return []
     else:
         bases = evidence.baselines.get(gate.relative_to, {}).get(gate.metric, ())
     if len(bases) != len(values) or not gate.limit or not all(bases):
@@ -281,10 +365,47 @@ def _shares(gate: Gate, evidence: Evidence) -> list[float]:
     return [value / (base * gate.limit) for value, base in zip(values, bases, strict=True)]
 
 
+@dataclass(frozen=True)
+class _Band:
+    """Where the middle half of the rounds lies, in multiples of what the gate asks for.
+
+    Attributes:
+        lower: Its lower end.
+        upper: Its upper end.
+        spread: How much the rounds scatter, as a share.
+        rounds: Their number.
+    """
+
+    lower: float
+    upper: float
+    spread: float
+    rounds: int
+
+    def is_open(self, gate: Gate, max_spread: float) -> bool:
+        """Tell whether the rounds scatter too much and lie on both sides of the limit."""
+        return self.spread > max_spread and _holds(gate.op, self.lower, 1.0) != _holds(gate.op, self.upper, 1.0)
+
+
+def _band(gate: Gate, shares: Sequence[float], evidence: Evidence) -> _Band | None:
+    """Return where the rounds lie; None where there are none on one of the sides."""
+    if shares:
+        return _Band(*middle_half(shares), relative_spread(shares), len(shares))
+    values = evidence.artifact.get(gate.metric, ())
+    bases = evidence.baselines.get(gate.relative_to or "", {}).get(gate.metric, ())
+    if not values or not bases or not gate.limit:
+        return None
+    (low, high), (base_low, base_high) = middle_half(values), middle_half(bases)
+    if base_low <= 0:
+        return None
+    # Rounds of different runs: the least favourable of one side may have met the most favourable of the other.
+    lower, upper = low / (base_high * gate.limit), high / (base_low * gate.limit)
+    return _Band(lower, upper, max(relative_spread(values), relative_spread(bases)), len(values))
+
+
 def judge(
     gate: Gate,
-    metrics: Mapping[str, float | None],
-    baselines: Mapping[Baseline, Mapping[str, float | None]],
+    metrics: Figures,
+    baselines: Mapping[Baseline, Figures | str],
     *,
     missing: Mapping[str, str] = MappingProxyType({}),
     evidence: Evidence = NO_EVIDENCE,
@@ -297,7 +418,7 @@ def judge(
     Args:
         gate: The limit.
         metrics: Measured values by metric; a metric that is absent or None was not measured.
-        baselines: The same of the baselines.
+        baselines: The same of the baselines, or why one has no figures.
         missing: Why a metric was not measured, where that is known.
         evidence: The samples behind the values.
 
@@ -317,17 +438,20 @@ def judge(
         return replace(result, outcome="not_measured", reason=limit)
     shares = _shares(gate, evidence)
     holds = _holds(gate.op, statistics.median(shares), 1.0) if shares else _holds(gate.op, value, limit)
-    lower, upper = middle_half(shares)
-    if relative_spread(shares) > evidence.max_spread and _holds(gate.op, lower, 1.0) != _holds(gate.op, upper, 1.0):
+    band = _band(gate, shares, evidence)
+    if band is not None and band.is_open(gate, evidence.max_spread):
         reason = (
-            f"{TOO_NOISY}: the middle half of {len(shares)} rounds lies between {lower:.2f} and {upper:.2f} times what "
-            f"the gate asks, and they scatter by more than {evidence.max_spread:.0%}; measure on a quiet machine"
+            f"{TOO_NOISY}: the middle half of {band.rounds} rounds lies between {band.lower:.2f} and {band.upper:.2f} "
+            f"times what the gate asks, and they scatter by more than {evidence.max_spread:.0%}; measure on a quiet "
+            "machine"
         )
         return replace(result, outcome="not_measured", reason=reason)
     if holds:
         return result
     why = f" ({gate.why})" if gate.why else ""
     shown = f"{_shown(gate, value)} is {_MISSED[gate.op]} {_shown(gate, limit)}"
+    if gate.relative_to is not None:
+        shown += f", {gate.limit:g} times that of {_of(gate.relative_to)}"
     if shares and gate.relative_to is not None:
         share = statistics.median(shares) * gate.limit
         shown = (

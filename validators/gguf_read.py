@@ -30,6 +30,10 @@ _MAX_STRING_BYTES: Final = 16 << 20
 _MAX_NESTING: Final = 4
 
 
+class TruncatedError(ArtifactError):
+    """A file ends before its header does."""
+
+
 @dataclass(frozen=True)
 class ArrayLength:
     """An array of the metadata, of which only the length is kept, and what its elements are."""
@@ -65,11 +69,13 @@ class GgufHeader:
         metadata: Scalars and strings by key; arrays as `ArrayLength`.
         tensors: All tensors, in the file's order.
         file_size: Bytes.
+        data_start: Position of the first byte behind the header, aligned, where the first tensor must begin.
     """
 
     metadata: Mapping[str, object]
     tensors: tuple[GgufTensor, ...]
     file_size: int
+    data_start: int
 
 
 def is_gguf(path: Path) -> bool:
@@ -87,7 +93,7 @@ class _Cursor:
     def take(self, count: int) -> bytes:
         data = self.file.read(count) if 0 <= count <= self.size - self.file.tell() else b""
         if len(data) != count:
-            raise ArtifactError(f"{self.path} is truncated: its header goes beyond its {self.size} bytes")
+            raise TruncatedError(f"{self.path} is truncated: its header goes beyond its {self.size} bytes")
         return data
 
     def scalar(self, layout: str) -> int | float | bool:
@@ -109,8 +115,18 @@ class _Cursor:
 
     def skip(self, count: int) -> None:
         if not 0 <= count <= self.size - self.file.tell():
-            raise ArtifactError(f"{self.path} is truncated: its header goes beyond its {self.size} bytes")
+            raise TruncatedError(f"{self.path} is truncated: its header goes beyond its {self.size} bytes")
         self.file.seek(count, 1)
+
+    def skip_strings(self, count: int) -> None:
+        """Skip `count` strings; a vocabulary has hundreds of thousands, so this is one plain loop."""
+        read, seek, at = self.file.read, self.file.seek, self.file.tell()
+        for _ in range(count):
+            length = read(8)
+            at += 8 + int.from_bytes(length, "little")
+            if len(length) < 8 or at > self.size:
+                raise TruncatedError(f"{self.path} is truncated: its header goes beyond its {self.size} bytes")
+            seek(at)
 
 
 def _array(cursor: _Cursor, depth: int) -> ArrayLength:
@@ -121,12 +137,12 @@ def _array(cursor: _Cursor, depth: int) -> ArrayLength:
         cursor.skip(length * size)
         return ArrayLength(length, "floats" if element in _FLOATS else "booleans" if element == 7 else "integers")
     length = cursor.count(8)
+    if element == _STRING:
+        cursor.skip_strings(length)
+        return ArrayLength(length, "strings")
     for _ in range(length):
-        if element == _STRING:
-            cursor.skip(int(cursor.scalar("<Q")))
-        else:
-            _value(cursor, element, depth + 1)
-    return ArrayLength(length, "strings" if element == _STRING else "arrays")
+        _value(cursor, element, depth + 1)
+    return ArrayLength(length, "arrays")
 
 
 def _value(cursor: _Cursor, kind: int, depth: int = 0) -> object:
@@ -162,16 +178,18 @@ def _tensor_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
     return name, tuple(reversed(extents)), int(cursor.scalar("<I")), int(cursor.scalar("<Q"))
 
 
-def _tensors(cursor: _Cursor, count: int, metadata: Mapping[str, object]) -> tuple[GgufTensor, ...]:
+def _tensors(cursor: _Cursor, count: int, metadata: Mapping[str, object]) -> tuple[tuple[GgufTensor, ...], int]:
+    """Return the tensors, and where the data begins."""
     entries = [_tensor_entry(cursor) for _ in range(count)]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment <= 0:
         raise ArtifactError(f"{cursor.path} has general.alignment {alignment!r}, which must be a positive integer")
     start = -(-cursor.file.tell() // alignment) * alignment
-    return tuple(
+    tensors = tuple(
         GgufTensor(name, shape, kind, start + offset, _tensor_bytes(cursor.path, name, shape, kind))
         for name, shape, kind, offset in entries
     )
+    return tensors, start
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -193,4 +211,5 @@ def read_header(path: Path) -> GgufHeader:
         for _ in range(cursor.count(13)):
             key = cursor.text(_MAX_KEY_BYTES)
             metadata[key] = _value(cursor, int(cursor.scalar("<I")))
-        return GgufHeader(MappingProxyType(metadata), _tensors(cursor, tensor_count, metadata), size)
+        tensors, start = _tensors(cursor, tensor_count, metadata)
+        return GgufHeader(MappingProxyType(metadata), tensors, size, start)

@@ -34,6 +34,11 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
+def decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Return the text of `ids`, special tokens included; ids that are no token, such as padding, have none."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False))
+
+
 def render_chat(directory: Path, messages: Sequence[dict[str, str]]) -> str:
     """Return a conversation as the checkpoint's chat template renders it, or its last content without a template.
 

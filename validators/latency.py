@@ -7,6 +7,7 @@ drifting machine hits all of them, and gives their samples to `aggregate`.
 from __future__ import annotations
 
 import importlib
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from edgekiln.affinity import pin
 from edgekiln.errors import ArtifactError
 from edgekiln.memory import current_rss_bytes, peak_rss_bytes
 from edgekiln.validators.base import MeasurementProtocol, Runtime
+from edgekiln.validators.energy import EnergyMeter
 from edgekiln.validators.spread import relative_spread
 
 #: A run that is over in no time is repeated, so that the clock's and the scheduler's grain do not decide.
@@ -31,8 +33,8 @@ class LatencySample:
     """What one process measured; each figure of a run is the median over the runs of that process.
 
     Attributes:
-        values: By metric of `gates.TIMED`, and by `ppN` and `tgN` for each length. `load_seconds` goes from the path of
-            the artifact to a runtime that is ready, imports of Python modules not counted.
+        values: By metric of `gates.TIMED`, and by the names below for each length. `load_seconds` goes from the path
+            of the artifact to a runtime that is ready, imports of Python modules not counted.
         contention: Share of the processors' time that others used meanwhile, 0 to 1.
         cpus: The logical processors that the process was bound to; None where that cannot be done.
     """
@@ -47,7 +49,7 @@ class Latency:
     """Medians over all processes, with everything they are made of.
 
     Attributes:
-        values: Medians by metric, `ppN` and `tgN`.
+        values: Medians by metric, `ppN`, `tgN`, `tgN @ dM` (a cache of M tokens) and `tgN × M` (M sequences).
         spread: Interquartile range over median of each: 0 when all samples are equal.
         samples: One value per process, in the order of measurement.
         contention: Median of the processes' contention.
@@ -136,6 +138,10 @@ def measure(runtime: Runtime, path: Path, prompt: Sequence[int], protocol: Measu
         values |= _speeds(runtime, prompt, protocol)
         steady = current_rss_bytes()
         values |= {"steady_rss_bytes": steady, "peak_rss_bytes": max(steady, peak_rss_bytes())}
+        values |= _energy(runtime, protocol) | _at_depths(runtime, prompt, protocol)
+        if protocol.batches:
+            runtime.end()
+            values |= _in_batches(runtime, path, protocol)
         return LatencySample(values, contention.share(), cpus)
     finally:
         runtime.end()
@@ -151,6 +157,40 @@ def _speeds(runtime: Runtime, prompt: Sequence[int], protocol: MeasurementProtoc
         speeds[f"tg{length}"] = length / _settled(lambda length=length: runtime.decode(length), protocol.repeats)  # type: ignore[misc]  # the same
     speeds["prefill_tokens_per_second"] = speeds[f"pp{protocol.prefill_tokens[0]}"]
     speeds["decode_tokens_per_second"] = speeds[f"tg{protocol.decode_tokens[0]}"]
+    return speeds
+
+
+def _energy(runtime: Runtime, protocol: MeasurementProtocol) -> dict[str, float]:
+    """Return the energy of a generated token, where the machine tells it; what else runs is counted in."""
+    if (meter := EnergyMeter()).missing is not None:
+        return {}
+    generated, begin = 0, time.perf_counter()
+    while generated == 0 or time.perf_counter() - begin < _LEAST_SECONDS:
+        runtime.decode(protocol.decode_tokens[0])
+        generated += protocol.decode_tokens[0]
+    joules = meter.joules()
+    return {} if joules is None else {"joules_per_token": joules / generated}
+
+
+def _at_depths(runtime: Runtime, prompt: Sequence[int], protocol: MeasurementProtocol) -> dict[str, float]:
+    """Return tokens generated per second with so many tokens in the cache; the prompt is repeated to get there."""
+    count = min(protocol.decode_tokens)
+    speeds: dict[str, float] = {}
+    for depth in protocol.depths:
+        filling = list(itertools.islice(itertools.cycle(prompt), depth))
+        speeds[f"tg{count} @ d{depth}"] = count / runtime.decode_after(filling, count)
+    return speeds
+
+
+def _in_batches(runtime: Runtime, path: Path, protocol: MeasurementProtocol) -> dict[str, float]:
+    """Return tokens per second of all sequences together, for each number of sequences."""
+    count = min(protocol.decode_tokens)
+    runtime.load(path, protocol.threads, protocol.context, max(protocol.batches))
+    runtime.decode_together(max(protocol.batches), 1)
+    speeds: dict[str, float] = {}
+    for sequences in protocol.batches:
+        seconds = _settled(lambda n=sequences: runtime.decode_together(n, count), protocol.repeats)  # type: ignore[misc]  # mypy cannot infer a lambda's default
+        speeds[f"tg{count} × {sequences}"] = count * sequences / seconds
     return speeds
 
 

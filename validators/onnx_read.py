@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias
 
 from edgekiln.errors import ArtifactError
-from edgekiln.validators.structure import external_regions, tensor_nbytes
+from edgekiln.validators.onnx_files import external_regions, tensor_nbytes
 
 #: A graph with its data beside it has a few megabytes; one with the data inside is no artifact for a device.
 MAX_GRAPH_BYTES: Final = 256 << 20

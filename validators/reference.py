@@ -57,7 +57,7 @@ class ReferenceRuntime:
         self._directory = Path()
         self._tokenizer: Any = None
 
-    def load(self, path: Path, threads: int, context_tokens: int) -> None:
+    def load(self, path: Path, threads: int, context_tokens: int, sequences: int = 1) -> None:  # noqa: ARG002 - of any
         """Load a checkpoint directory; no remote code, no pickle, no network."""
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -132,6 +132,14 @@ class ReferenceRuntime:
             output = self._model.generate(prompt, attention_mask=torch.ones_like(prompt))
         return [int(token) for token in output[0, len(ids) :]]
 
+    def step_logits(self, prefix: Sequence[int], ids: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        """Nobody compares the reference with itself; see `Runtime.step_logits`."""
+        raise ArtifactError(f"the reference is not run token by token ({len(ids)} after {len(prefix)})")
+
+    def declared_context(self) -> int:
+        """Return the context length of config.json."""
+        return int(self._model.config.max_position_embeddings)
+
     def greedy(self, ids: Sequence[int], count: int, stop: Collection[int]) -> list[int]:
         """Decode greedily through Transformers' generate."""
         return self._generate(ids, count, stop)
@@ -146,6 +154,14 @@ class ReferenceRuntime:
     def decode(self, count: int) -> None:
         """Generate `count` tokens after one."""
         self._generate([0], count, ())
+
+    def decode_after(self, ids: Sequence[int], count: int) -> float:
+        """Nobody asks a reference for it; see `Runtime.decode_after`."""
+        raise ArtifactError(f"the reference is not timed after {len(ids)} tokens; ask for no depths ({count} tokens)")
+
+    def decode_together(self, sequences: int, count: int) -> None:
+        """Nobody asks a reference for it; see `Runtime.decode_together`."""
+        raise ArtifactError(f"the reference is not timed in batches of {sequences}; ask for none ({count} tokens)")
 
     def first_token(self, ids: Sequence[int]) -> int:
         """Return the first token of Transformers' generate."""

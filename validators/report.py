@@ -181,7 +181,7 @@ class ConservationReport(_Value):
         examples=[{"mtp.0.weight": "no decoder uses it"}],
     )
     compared_weights: int = Field(description="Weights that were compared by value.", examples=[494032768])
-    relative_error: float = Field(description="Over all weights together.", examples=[0.081])
+    relative_error: float = Field(description="Over the weights of all matrices.", examples=[0.081])
     snr_db: float | None = Field(description="The same in dB; null where nothing differs.", examples=[21.8])
     worst: tuple[TensorReport, ...] = Field(
         description="The ten tensors with the largest relative error.", examples=[[{"name": "blk.0.ffn_down.weight"}]]
@@ -204,6 +204,21 @@ class PrecisionReport(_Value):
         description="Matrices of another type than was asked for, the largest first, at most fifty.",
         examples=[[{"name": "lm_head.weight"}]],
     )
+
+
+class RequirementReport(_Value):
+    """What one thing in an artifact asks of one runtime."""
+
+    what: str = Field(description="The thing.", examples=["the architecture qwen3"])
+    runtime: str = Field(description="Name of the runtime.", examples=["llama.cpp"])
+    since: str | None = Field(
+        description="First release that was seen to load it; null where none was.", examples=["b5092"]
+    )
+    not_in: str | None = Field(
+        description="Last release before it that was seen to refuse it; null where older ones may load it as well.",
+        examples=["b4980"],
+    )
+    source: str = Field(description="Where this is from.", examples=["the released package itself"])
 
 
 class SectionReport(_Value):
@@ -485,6 +500,11 @@ class BuildReport(_Value):
         default=None,
         description="What its weights lie in; null where it cannot be read.",
         examples=[{"asked": "int4", "bits_per_weight": 4.9}],
+    )
+    requirements: tuple[RequirementReport, ...] = Field(
+        default=(),
+        description="What it asks of each runtime that reads its kind.",
+        examples=[[{"what": "the architecture qwen3", "runtime": "llama.cpp", "since": "b5092"}]],
     )
     parity: ParityReport | None = Field(
         default=None,

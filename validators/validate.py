@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import TypeAdapter
+
 from edgekiln.checkpoint import Checkpoint
-from edgekiln.errors import ArtifactError
+from edgekiln.errors import ArtifactError, CheckpointError, ChildError, StepError
 from edgekiln.process import Json, Limits, run_task
-from edgekiln.validators.base import CheckResult, MeasurementProtocol
+from edgekiln.validators.base import CheckResult, Finding, MeasurementProtocol
+from edgekiln.validators.compare import read_reference
+from edgekiln.validators.conservation import Conservation
 from edgekiln.validators.kinds import ArtifactKind, identify
 from edgekiln.validators.latency import LatencySample
 from edgekiln.validators.parity import Parity
+from edgekiln.validators.precision import Precision
+from edgekiln.validators.runtime_fit import Requirement
+from edgekiln.validators.template_tasks import check_templates, make_golden
 
 _TASKS: Final = "edgekiln.validators.tasks"
+#: What Hugging Face renders of the built-in conversations, or why it does not; beside the reference.
+GOLDEN: Final = "golden.json"
+_FIX: Final = "export it again; where that does not help, the log says what the runtime said"
+_CHECKS: Final = TypeAdapter(tuple[CheckResult, ...])
+_CONSERVATION: Final = TypeAdapter(Conservation | None)
+_PRECISION: Final = TypeAdapter(Precision | None)
+_REQUIREMENTS: Final = TypeAdapter(tuple[Requirement, ...])
+_PARITY: Final = TypeAdapter(Parity)
 
 
 def _run(task: str, request: Json, *, log: Path, limits: Limits | None) -> Json:
@@ -49,18 +65,40 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class Expected:
+    """What an artifact is held against, beside the reference.
+
+    Attributes:
+        precision: What was asked for, as the container names it; None where nobody asked.
+        runtime: The runtime that is to load it, as targets name them; None for the one of this machine.
+        versions: Its versions, as a PEP 440 range; empty for any.
+        provider: Where it computes there.
+        sampled: Compare some rows of each tensor instead of all.
+    """
+
+    precision: str | None = None
+    runtime: str | None = None
+    versions: str = ""
+    provider: str = "cpu"
+    sampled: bool = False
+
+
+@dataclass(frozen=True)
 class ArtifactMetrics:
     """All that validation found out about an artifact; gates turn it into a verdict.
 
     Attributes:
         format: `gguf`, `onnx` or `foundry-local`.
-        structure: The structural checks, tokenizer and chat included.
+        structure: All checks, in the order in which they ran.
         parity: None where the structure did not let the artifact run, or its runtime refused it.
         size_bytes: All files of the artifact.
         weights_bytes: All its tensors, shared ones once; None where it cannot be read so far.
         bits_per_weight: 8 · weights_bytes / weights of the reference.
         weights_by_type: How many weights lie in each type; empty where the artifact is not sound.
         not_measured: Metric group to the reason why it is missing.
+        conservation: Whether it holds the checkpoint's weights; None where they cannot be read.
+        precision: What they lie in; None likewise.
+        requirements: What it asks of each runtime that reads its kind.
     """
 
     format: str
@@ -71,6 +109,9 @@ class ArtifactMetrics:
     bits_per_weight: float | None
     weights_by_type: Mapping[str, int]
     not_measured: Mapping[str, str]
+    conservation: Conservation | None = None
+    precision: Precision | None = None
+    requirements: tuple[Requirement, ...] = ()
 
 
 def make_reference(
@@ -79,6 +120,7 @@ def make_reference(
     directory: Path,
     *,
     log: Path,
+    memory_bytes: int,
     corpus: Path | None = None,
     limits: Limits | None = None,
 ) -> Reference:
@@ -87,8 +129,9 @@ def make_reference(
     Args:
         checkpoint: The reference.
         protocol: Windows and lengths; artifacts must be compared under the same one.
-        directory: Made if need be; `logits.f32` has 4 bytes per scored token and vocabulary entry.
+        directory: Made if need be.
         log: Gets the chatter of the libraries.
+        memory_bytes: For weights and states; see `edgekiln.validators.layered`.
         corpus: A file of the user's instead of the built-in corpus.
         limits: Time and memory of the process.
 
@@ -102,9 +145,19 @@ def make_reference(
         "corpus": str(corpus.resolve()) if corpus else None,
         "directory": str(directory.resolve()),
         "protocol": dataclasses.asdict(protocol),
+        "memory_bytes": memory_bytes,
     }
     _run("reference", request, log=log, limits=limits)
+    (directory / GOLDEN).write_text(json.dumps(_golden(checkpoint, log, limits)), encoding="utf-8")
     return open_reference(directory, checkpoint)
+
+
+def _golden(checkpoint: Checkpoint, log: Path, limits: Limits | None) -> Json:
+    """Return what Hugging Face renders, or `{"error": …}`: a checkpoint with a bad template may be judged otherwise."""
+    try:
+        return make_golden(checkpoint.directory, log=log, limits=limits)
+    except (ChildError, CheckpointError) as error:
+        return {"error": str(error)}
 
 
 def open_reference(directory: Path, checkpoint: Checkpoint) -> Reference:
@@ -113,18 +166,17 @@ def open_reference(directory: Path, checkpoint: Checkpoint) -> Reference:
     Raises:
         StepError: There is none, or it is of another version.
     """
-    from edgekiln.validators.tasks import read_reference
-
     index = read_reference(directory)
+    text = index.text
     return Reference(
         directory,
         checkpoint,
-        index["corpus"],
-        sum(len(window["ids"]) - 1 for window in index["windows"]),
-        index["rounding"]["overflowed"],
-        index["rounding"]["underflowed"],
-        tuple(index["latency_prompt"]),
-        len(index["greedy"]),
+        text.corpus,
+        sum(len(window.ids) - 1 for window in text.windows),
+        index.rounding["overflowed"],
+        index.rounding["underflowed"],
+        text.latency_prompt,
+        len(text.prompts),
     )
 
 
@@ -184,12 +236,14 @@ def _check_chat(kind: ArtifactKind, protocol: MeasurementProtocol, log: Path, li
         actual = _run("foundry_chat", request, log=log, limits=limits)
         expected = _run("genai_chat", request, log=log, limits=limits)
     except ArtifactError as error:
-        return CheckResult(check, "fail", str(error))
+        return _refused(check, error)
     for number, (ours, theirs) in enumerate(zip(actual["replies"], expected["replies"], strict=True), start=1):
         for key in ("prompt_tokens", "text"):
             if ours[key] != theirs[key]:
                 detail = f"conversation {number}: {key} {ours[key]!r}, but ORT GenAI has {theirs[key]!r}"
-                return CheckResult(check, "fail", detail)
+                return CheckResult(
+                    check, "fail", detail, (Finding(check, "error", f"conversation {number}", detail, _FIX),)
+                )
     first = actual["replies"][0]["first_token_seconds"]
     detail = (
         f"{len(actual['replies'])} greedy replies equal those of ORT GenAI; "
@@ -198,56 +252,82 @@ def _check_chat(kind: ArtifactKind, protocol: MeasurementProtocol, log: Path, li
     return CheckResult(check, "pass", detail)
 
 
-def _structure(
-    kind: ArtifactKind, reference: Reference, protocol: MeasurementProtocol, log: Path, limits: Limits | None
-) -> tuple[list[CheckResult], int | None, dict[str, int]]:
-    """Return all structural checks, the bytes of the weights, and the types that they lie in.
+@dataclass(frozen=True)
+class _Judged:
+    """What is asked of every process that looks at one artifact."""
 
-    A runtime is only started on a sound artifact.
-    """
-    checkpoint = str(reference.checkpoint.directory.resolve())
-    judged = {"path": str(kind.root.resolve()), "checkpoint": checkpoint}
-    answer = _run("structure", judged, log=log, limits=limits)
-    checks = [CheckResult(**entry) for entry in answer["checks"]]
-    if any(entry.outcome == "fail" for entry in checks):
-        return checks, answer["weights_bytes"], answer["weights_by_type"]
-    request = {"format": kind.format, "path": str(kind.path.resolve()), "checkpoint": checkpoint}
+    kind: ArtifactKind
+    reference: Reference
+    protocol: MeasurementProtocol
+    log: Path
+    limits: Limits | None
+
+    @property
+    def checkpoint(self) -> str:
+        return str(self.reference.checkpoint.directory.resolve())
+
+    def run(self, task: str, request: Json, *, root: bool = False) -> Json:
+        """Run a task on what the runtime loads, or on the artifact as it was given."""
+        path = self.kind.root if root else self.kind.path
+        base = {"format": self.kind.format, "path": str(path.resolve()), "checkpoint": self.checkpoint}
+        return _run(task, base | request, log=self.log, limits=self.limits)
+
+
+def _refused(check: str, error: ArtifactError) -> CheckResult:
+    """Return a check that fails because a runtime refuses the artifact."""
+    return CheckResult(check, "fail", str(error), (Finding(check, "error", "artifact", str(error), _FIX),))
+
+
+def _text_checks(judged: _Judged) -> list[CheckResult]:
+    """Return the checks of tokenizer and chat template, which the artifact's runtime takes part in."""
+    checks: list[CheckResult] = []
     try:
-        found = _run("tokenizer", request, log=log, limits=limits)["checks"]
-        checks += [CheckResult(**entry) for entry in found]
+        checks += _CHECKS.validate_python(judged.run("tokenizer", {})["checks"])
     except ArtifactError as error:
-        checks.append(CheckResult("tokenizer/ids", "fail", str(error)))
-    if kind.format == "foundry-local":
-        checks.append(_check_chat(kind, protocol, log, limits))
-    return checks, answer["weights_bytes"], answer["weights_by_type"]
+        checks.append(_refused("tokenizer/ids", error))
+    try:
+        checks += _template_checks(judged)
+    except ArtifactError as error:
+        checks.append(_refused("template/render", error))
+    if judged.kind.format == "foundry-local":
+        checks.append(_check_chat(judged.kind, judged.protocol, judged.log, judged.limits))
+    return checks
 
 
-def _parity(
-    kind: ArtifactKind, reference: Reference, protocol: MeasurementProtocol, log: Path, limits: Limits | None
-) -> Parity:
-    request = {
-        "format": kind.format,
-        "path": str(kind.path.resolve()),
-        "reference": str(reference.directory.resolve()),
-        "protocol": dataclasses.asdict(protocol),
-    }
-    return Parity(**_run("parity", request, log=log, limits=limits))
+def _template_checks(judged: _Judged) -> list[CheckResult]:
+    """Compare chat templates with what Hugging Face rendered when the reference was made.
+
+    Raises:
+        StepError: That is gone or damaged.
+    """
+    try:
+        made = json.loads((judged.reference.directory / GOLDEN).read_bytes())
+    except (OSError, ValueError) as error:
+        raise StepError(f"{judged.reference.directory} holds no usable {GOLDEN} ({error}); make it again") from None
+    if "error" in made:
+        return [CheckResult("template/render", "not_measured", f"there is nothing to compare with: {made['error']}")]
+    kind = judged.kind
+    return check_templates(kind.format, kind.path, made, log=judged.log, limits=judged.limits)
 
 
 def validate_artifact(
     path: Path,
     reference: Reference,
     protocol: MeasurementProtocol,
+    expected: Expected,
     *,
     log: Path,
     limits: Limits | None = None,
 ) -> ArtifactMetrics:
     """Measure one artifact of any origin against the reference, but for its latency; nothing is judged here.
 
+    A runtime is only started on an artifact whose structure is sound.
+
     Args:
         path: A GGUF file, or a directory.
         reference: Made by `make_reference` under the same protocol.
         protocol: Windows, lengths, repeats, threads.
+        expected: What else it is held against.
         log: Gets the chatter of the runtimes.
         limits: Time and memory of each process.
 
@@ -257,20 +337,43 @@ def validate_artifact(
         StepError: A process crashed, hung or grew beyond its limits, or the reference is unusable.
         MachineError: A runtime is missing.
     """
-    kind = identify(path)
-    checks, weights_bytes, types = _structure(kind, reference, protocol, log, limits)
-    bits = None if weights_bytes is None else 8 * weights_bytes / reference.checkpoint.weight_count
+    judged = _Judged(identify(path), reference, protocol, log, limits)
+    found = judged.run("structure", dataclasses.asdict(expected), root=True)
+    checks = list(_CHECKS.validate_python(found["checks"]))
     parity: Parity | None = None
-    reason: str | None = None
-    failed = [check.check for check in checks if check.outcome == "fail"]
-    if broken := [name for name in failed if not name.startswith("tokenizer/")]:
-        reason = f"the artifact was not run, because {broken[0]} failed"
+    missing: dict[str, str] = {}
+    if not found["sound"]:
+        broken = next(check.check for check in checks if check.outcome == "fail")
+        missing = dict.fromkeys(("parity", "latency"), f"the artifact was not run, because {broken} failed")
     else:
+        checks += _text_checks(judged)
         try:
-            parity = _parity(kind, reference, protocol, log, limits)
+            answer = judged.run(
+                "parity", {"reference": str(reference.directory.resolve()), "protocol": dataclasses.asdict(protocol)}
+            )
+            parity = _PARITY.validate_python(answer["parity"])
+            checks += _CHECKS.validate_python(answer["checks"])
         except ArtifactError as error:
-            reason = str(error)
-            checks.append(CheckResult("parity/run", "fail", reason))
-    missing = {} if reason is None else {"parity": reason, "latency": reason}
-    size = artifact_size(kind)
-    return ArtifactMetrics(kind.format, tuple(checks), parity, size, weights_bytes, bits, types, missing)
+            checks.append(_refused("parity/run", error))
+            missing = dict.fromkeys(("parity", "latency"), str(error))
+    weights_bytes = found["weights_bytes"]
+    return ArtifactMetrics(
+        format=judged.kind.format,
+        structure=tuple(checks),
+        parity=parity,
+        size_bytes=artifact_size(judged.kind),
+        weights_bytes=weights_bytes,
+        bits_per_weight=None if weights_bytes is None else 8 * weights_bytes / reference.checkpoint.weight_count,
+        weights_by_type=found["weights_by_type"],
+        not_measured=missing | _unmeasured(checks),
+        conservation=_CONSERVATION.validate_python(found["conservation"]),
+        precision=_PRECISION.validate_python(found["precision"]),
+        requirements=_REQUIREMENTS.validate_python(found["requirements"]),
+    )
+
+
+def _unmeasured(checks: Sequence[CheckResult]) -> dict[str, str]:
+    """Return why the parts of parity are missing that their own checks speak of."""
+    groups = {"parity/decode": "parity.decode", "parity/long_context": "parity.long_context"}
+    open_ones = (check for check in checks if check.outcome == "not_measured")
+    return {groups[check.check]: check.detail for check in open_ones if check.check in groups}

@@ -258,6 +258,24 @@ def export(
     shell_complete=completion.checkpoints,
 )
 @click.option(
+    "--target",
+    metavar="NAME",
+    help="Judge it for this device.  [default: this machine]",
+    shell_complete=completion.target_names,
+)
+@click.option(
+    "--targets",
+    metavar="FILE",
+    help="Targets file.  [default: ./targets.yaml, else the shipped one]",
+    shell_complete=completion.paths,
+)
+@click.option(
+    "--profile",
+    metavar="quick|full",
+    help="How much is looked at.  [default: full]",
+    shell_complete=completion.choices,
+)
+@click.option(
     "--corpus",
     metavar="FILE",
     help="Text or JSONL to compare on.  [default: built-in]",
@@ -280,33 +298,60 @@ def export(
     shell_complete=completion.settings,
 )
 @click.option("--offline", is_flag=True, default=None, help="Take a Hub checkpoint from the local cache only.")
+@click.option(
+    "--report",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write the report there: JSON, Markdown, HTML, JUnit XML and SARIF.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report on standard output and nothing else.")
 def validate(
     artifact: Path,
-    reference: str,
-    corpus: str | None,
+    target: str | None,
     gates: tuple[str, ...],
     assignments: tuple[str, ...],
-    offline: bool | None,
+    directory: Path | None,
     as_json: bool,
+    **flags: Any,
 ) -> int:
     """Judge ARTIFACT (a GGUF file, or an ORT GenAI or Foundry Local directory), whoever made it."""
     from edgekiln.console import Console
-    from edgekiln.pipelines.settings import assignments_layer, environment_layer, flags_layer, resolve_settings
     from edgekiln.pipelines.tables import report_text
-    from edgekiln.pipelines.validate import run_validation
-    from edgekiln.validators.gates import parse_gate
+    from edgekiln.pipelines.validate import ask, run_validation
+    from edgekiln.pipelines.write_views import require_writable, write_views
 
-    limits = tuple(parse_gate(text) for text in gates)
-    settings = resolve_settings(
-        environment_layer(os.environ),
-        assignments_layer(assignments),
-        flags_layer({"checkpoint": reference, "corpus": corpus, "offline": offline}),
-    )
+    flags["checkpoint"] = flags.pop("reference")
+    question, settings = ask(artifact, target, gates, assignments, flags, os.environ)
+    if directory is not None:
+        require_writable(directory)
     with Console() as console:
-        outcome = run_validation(artifact, settings.values, limits, console)
+        outcome = run_validation(question, settings, console)
+    if directory is not None:
+        write_views(outcome.report, directory)
     _show(outcome.report.to_json() if as_json else report_text(outcome.report))
     return int(outcome.exit_code)
+
+
+@cli.command()
+@click.argument("old", type=click.Path(path_type=Path), shell_complete=completion.paths)
+@click.argument("new", type=click.Path(path_type=Path), shell_complete=completion.paths)
+@click.option(
+    "--gate",
+    "gates",
+    multiple=True,
+    metavar="'METRIC<=LIMIT'",
+    help="A limit on every build of NEW, like 'mean_kld <= 1.1 * old'; repeatable.",
+    shell_complete=completion.gates,
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison on standard output and nothing else.")
+def compare(old: Path, new: Path, gates: tuple[str, ...], as_json: bool) -> int:
+    """Show what changed from the report OLD to NEW, both report.json; 1 when a gate fails or was not measured."""
+    from edgekiln.pipelines.compare import comparison_text, exit_code, run_comparison
+
+    comparison = run_comparison(old, new, gates)
+    _show(comparison.to_json() if as_json else comparison_text(comparison))
+    return int(exit_code(comparison))
 
 
 @cli.command()
@@ -409,7 +454,7 @@ def targets(name: str | None, path: str | None, as_json: bool) -> None:
 @click.argument(
     "name",
     required=False,
-    metavar="pipeline|targets|report|manifest|plan|fit|inspect|doctor",
+    metavar="pipeline|targets|report|comparison|manifest|plan|fit|inspect|doctor",
     shell_complete=completion.choices,
 )
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write it there instead.")

@@ -16,6 +16,29 @@ from numpy.typing import NDArray
 #: `quant_type` of ONNX Runtime's MatMulBnb4, and of the kernel behind it, that means NF4 (0 is FP4).
 BNB4_NF4: Final = 1
 
+#: The NF4 values in the order of their codes: QLoRA (arXiv:2305.14314), appendix E.
+NF4_VALUES: Final = np.array(
+    [
+        -1.0,
+        -0.6961928009986877,
+        -0.5250730514526367,
+        -0.39491748809814453,
+        -0.28444138169288635,
+        -0.18477343022823334,
+        -0.09105003625154495,
+        0.0,
+        0.07958029955625534,
+        0.16093020141124725,
+        0.24611230194568634,
+        0.33791524171829224,
+        0.44070982933044434,
+        0.5626170039176941,
+        0.7229568362236023,
+        1.0,
+    ],
+    np.float32,
+)
+
 FloatDtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 #: What a container keeps scales in; a quantizer rounds them, an exporter never does.
 ScaleDtype: TypeAlias = Literal["float32", "float16"]

@@ -27,7 +27,7 @@ from edgekiln.pipelines.targets import Meaning, Target, TargetsSpec, parse_targe
 from edgekiln.reference_schema import code, default_text, plain, sections, table, type_text
 from edgekiln.units import format_size
 from edgekiln.validators import gates as gates_module
-from edgekiln.validators.gates import DEFAULT_GATES, METRICS, TIMED
+from edgekiln.validators.gates import DEFAULT_GATES, METRICS, OF_MACHINE
 from edgekiln.yamlfile import read_yaml
 
 _NOTE: Final = "<!-- Written by `make docs` from the code; do not edit. -->"
@@ -182,7 +182,7 @@ def _alike() -> dict[tuple[tuple[str, str], ...], list[str]]:
 def metrics_page() -> str:
     """Return the page of metrics and default gates."""
     metrics = [
-        [code(metric.name), metric.unit, metric.better, metric.definition, "yes" if metric.name in TIMED else "no"]
+        [code(metric.name), metric.unit, metric.better, metric.definition, "yes" if metric.name in OF_MACHINE else "no"]
         for metric in METRICS.values()
     ]
     gates = [

@@ -1,0 +1,192 @@
+"""Structural checks of a GGUF file: are its tensors where the header says, and is it of the reference's shape?"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Final
+
+from edgekiln.errors import ArtifactError
+from edgekiln.model_config import ModelConfig
+from edgekiln.validators.base import CheckResult, Finding
+from edgekiln.validators.faults import failed, finding, judged, shown
+from edgekiln.validators.gguf_read import ArrayLength, GgufHeader, GgufTensor, TruncatedError, read_header
+from edgekiln.validators.hyperparameters import Comparison, same
+
+#: llama.cpp's default where a file has no `rope.freq_base`.
+_DEFAULT_ROPE_BASE: Final = 10000.0
+_DEFAULT_ALIGNMENT: Final = 32
+
+
+def check_gguf(path: Path, config: ModelConfig, architecture: str) -> tuple[tuple[CheckResult, ...], int | None]:
+    """Return the checks of a GGUF file, and the bytes of its tensors where it holds all of them.
+
+    Args:
+        path: The file; of a split model the first.
+        config: The reference's.
+        architecture: `general.architecture` that llama.cpp has for its family.
+    """
+    try:
+        header = read_header(path)
+    except TruncatedError as error:
+        return (failed("gguf/header", "files/truncated", path.name, str(error)),), None
+    except ArtifactError as error:
+        return (failed("gguf/header", "gguf/header", path.name, str(error)),), None
+    checks = (
+        _split_files(path, header),
+        _bounds(path, header),
+        _reread(path, header),
+        _metadata(header, config, architecture),
+    )
+    return checks, None if _is_split(header) else sum(tensor.nbytes for tensor in header.tensors)
+
+
+def _is_split(header: GgufHeader) -> bool:
+    """Tell a file that holds a part of the tensors; what it has says little about the rest."""
+    return header.metadata.get("split.count", 1) not in {0, 1}
+
+
+def _split_files(path: Path, header: GgufHeader) -> CheckResult:
+    """A split model is loaded by its first file; llama.cpp finds the others by its naming rule."""
+    if not _is_split(header):
+        return CheckResult("files", "pass", f"{path.name}, {header.file_size} bytes")
+    parts = header.metadata["split.count"]
+    if type(parts) is not int or parts < 0:
+        detail = f"split.count of {path.name} is {shown(parts)}, which is no number of files"
+        return failed("files", "files/split", "split.count", detail)
+    return CheckResult("files", "not_measured", f"{path.name} is the first of {parts} files; the others are not read")
+
+
+def _bounds(path: Path, header: GgufHeader) -> CheckResult:
+    """Every tensor lies inside the file, where the one before it ends: ggml reads no other file.
+
+    Source: `gguf_init_from_reader` in ggml's gguf.cpp, which compares each offset with the padded sum of the sizes.
+    """
+    findings = _duplicates(path, header)
+    misplaced = _misplaced(header)
+    if misplaced is not None:
+        tensor, expected = misplaced
+        detail = f"{tensor.name} is said to begin at byte {tensor.offset} of {path.name}, but must at byte {expected}"
+        overlap = _overlap(header)
+        findings.append(finding("gguf/offsets", tensor.name, f"{detail}{overlap}"))
+    last = max(header.tensors, key=lambda tensor: tensor.offset + tensor.nbytes, default=None)
+    if last is not None and (end := last.offset + last.nbytes) > header.file_size:
+        detail = f"{path.name} has {header.file_size} bytes, but {last.name} ends at byte {end}"
+        findings.append(finding("gguf/offsets" if misplaced else "files/truncated", last.name, detail))
+    return judged("gguf/bounds", findings, f"{len(header.tensors)} tensors within {header.file_size} bytes")
+
+
+def _duplicates(path: Path, header: GgufHeader) -> list[Finding]:
+    names = sorted(tensor.name for tensor in header.tensors)
+    twice = [name for name, other in itertools.pairwise(names) if name == other]
+    return [finding("gguf/duplicate", name, f"{path.name} has two tensors named {shown(name)}") for name in twice[:1]]
+
+
+def _misplaced(header: GgufHeader) -> tuple[GgufTensor, int] | None:
+    """Return the first tensor that does not begin where it must, and where that is."""
+    alignment = header.metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+    if not isinstance(alignment, int):
+        return None
+    expected = header.data_start
+    for tensor in header.tensors:
+        if tensor.offset != expected:
+            return tensor, expected
+        expected += -(-tensor.nbytes // alignment) * alignment
+    return None
+
+
+def _overlap(header: GgufHeader) -> str:
+    """Return the end of a sentence on two tensors that share bytes, or nothing."""
+    ordered = sorted(header.tensors, key=lambda tensor: tensor.offset)
+    for before, after in itertools.pairwise(ordered):
+        if before.offset + before.nbytes > after.offset:
+            return f"; {before.name} and {after.name} overlap"
+    return ""
+
+
+def _reread(path: Path, header: GgufHeader) -> CheckResult:
+    """Read the file with gguf's own reader, which must see the same tensors."""
+    from gguf import GGUFReader
+
+    check = "gguf/reader"
+    try:
+        tensors = {str(t.name): (int(t.data_offset), int(t.n_bytes)) for t in GGUFReader(path).tensors}
+    except (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError) as error:
+        return failed(check, check, path.name, f"gguf's reader refuses {path.name}: {error}")
+    if tensors != {tensor.name: (tensor.offset, tensor.nbytes) for tensor in header.tensors}:
+        detail = f"gguf's reader sees other tensors in {path.name} than its header lists"
+        return failed(check, check, path.name, detail)
+    return CheckResult(check, "pass", f"gguf's reader finds the same {len(tensors)} tensors")
+
+
+class _Keys:
+    """Compares keys of a file's metadata; defaults for missing keys are llama.cpp's own."""
+
+    def __init__(self, header: GgufHeader, architecture: str) -> None:
+        self.header, self.architecture, self.comparison = header, architecture, Comparison()
+
+    def value(self, name: str) -> object:
+        return self.header.metadata.get(f"{self.architecture}.{name}")
+
+    def equal(self, cause: str, name: str, expected: object, default: object = None) -> None:
+        value = self.value(name)
+        if isinstance(value, ArrayLength):  # one value per layer, whose lengths alone are read
+            return
+        key = f"{self.architecture}.{name}"
+        self.comparison.equal(cause, key, default if value is None else value, expected)
+
+    def absent_or(self, cause: str, name: str, expected: object) -> None:
+        self.comparison.equal(cause, f"{self.architecture}.{name}", self.value(name), expected, required=False)
+
+
+def _metadata(header: GgufHeader, config: ModelConfig, architecture: str) -> CheckResult:
+    """Compare the hyper-parameters."""
+    values, keys = header.metadata, _Keys(header, architecture)
+    comparison = keys.comparison
+    found = values.get("general.architecture")
+    comparison.equal("metadata/architecture", "general.architecture", found, architecture)
+    if not same(found, architecture):  # its keys are named after another one
+        return comparison.result("gguf/metadata")
+    keys.equal("metadata/layers", "block_count", config.num_layers)
+    keys.equal("metadata/hidden_size", "embedding_length", config.hidden_size)
+    keys.equal("metadata/intermediate_size", "feed_forward_length", config.intermediate_size)
+    keys.equal("metadata/norm_epsilon", "attention.layer_norm_rms_epsilon", float(config.rms_norm_eps))
+    _attention(keys, config)
+    _rope(keys, config)
+    comparison.context(f"{architecture}.context_length", keys.value("context_length"), config.max_position_embeddings)
+    _vocabulary(comparison, header, config)
+    comparison.compared += 1
+    eos = values.get("tokenizer.ggml.eos_token_id")
+    if config.eos_token_ids and (type(eos) is not int or eos not in config.eos_token_ids):
+        expected = " or ".join(map(str, config.eos_token_ids))
+        detail = f"tokenizer.ggml.eos_token_id is {shown(eos)}, but the reference ends with {expected}"
+        comparison.problem("metadata/eos", "tokenizer.ggml.eos_token_id", detail)
+    return comparison.result("gguf/metadata")
+
+
+def _attention(keys: _Keys, config: ModelConfig) -> None:
+    keys.equal("metadata/heads", "attention.head_count", config.num_heads)
+    keys.equal("metadata/heads", "attention.head_count_kv", config.num_kv_heads, config.num_heads)
+    default_head = config.hidden_size // config.num_heads
+    keys.equal("metadata/head_dim", "attention.key_length", config.head_dim, default_head)
+    keys.equal("metadata/head_dim", "attention.value_length", config.head_dim, default_head)
+    keys.absent_or("metadata/causal", "attention.causal", True)
+
+
+def _rope(keys: _Keys, config: ModelConfig) -> None:
+    """A checkpoint whose rope is scaled is refused before, so none may be scaled here."""
+    keys.equal("metadata/rope_base", "rope.freq_base", float(config.rope_theta), _DEFAULT_ROPE_BASE)
+    keys.absent_or("metadata/rope_dimension", "rope.dimension_count", config.head_dim)
+    keys.absent_or("metadata/rope_scaling", "rope.scaling.type", "none")
+    keys.absent_or("metadata/rope_scaling", "rope.scale_linear", 1.0)
+    if keys.value("rope.scaling.type") is None:  # llama.cpp then scales linearly, if there is a factor
+        keys.absent_or("metadata/rope_scaling", "rope.scaling.factor", 1.0)
+
+
+def _vocabulary(comparison: Comparison, header: GgufHeader, config: ModelConfig) -> None:
+    embedding = next((tensor for tensor in header.tensors if tensor.name == "token_embd.weight"), None)
+    rows, cause = embedding and embedding.shape[0], "metadata/vocabulary"
+    comparison.equal(cause, "rows of token_embd.weight", rows, config.vocab_size, required=not _is_split(header))
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
+    length = tokens.length if isinstance(tokens, ArrayLength) else None
+    comparison.equal(cause, "length of tokenizer.ggml.tokens", length, config.vocab_size)
