@@ -5,18 +5,26 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BROWSER := $(VENV)/.browser
+CONVERTER := $(VENV)/llama.cpp
 
-.PHONY: build test test-slow lint types docs clean
+# Damaged inputs for each parser of `make fuzz`.
+INPUTS ?= 20000
+SEED ?= 1
+
+.PHONY: build test test-slow fuzz lint types docs clean
 
 build: $(STAMP)
 	$(BIN)/edgekiln build
 
-test: lint types $(BROWSER)
+test: lint types $(BROWSER) $(CONVERTER)
 	$(BIN)/python -m pytest -m "not slow and not alone" --numprocesses auto --dist loadfile
 	$(BIN)/python -m pytest -m "not slow and alone"
 
-test-slow: $(STAMP)
+test-slow: $(STAMP) $(CONVERTER)
 	$(BIN)/python -m pytest -m slow
+
+fuzz: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python tests/fuzz.py --inputs $(INPUTS) --seed $(SEED)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -50,6 +58,12 @@ $(BROWSER): $(STAMP)
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && apt-get update --quiet \
 	    && DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes chromium; then touch $@; \
 	else echo "There is no Chromium here, so the browser tests will be skipped: install one, or run make as root."; fi
+
+# Good artifacts of others' tools: llama.cpp's converter is in no package, but in the source distribution of one. Where it
+# cannot be fetched, tests that need it are skipped, and the next `make test` tries again.
+$(CONVERTER): $(STAMP)
+	@$(BIN)/python tests/foreign.py $@ && touch $@ \
+	|| echo "llama.cpp's converter cannot be fetched, so the tests with its files will be skipped."
 
 clean:
 	rm -rf build artifacts .mypy_cache .pytest_cache .ruff_cache

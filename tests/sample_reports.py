@@ -25,6 +25,7 @@ from edgekiln.validators.report import (
     ProtocolReport,
     ReplyReport,
     Report,
+    RequirementReport,
     SectionReport,
     Speeds,
     StandInReport,
@@ -182,6 +183,17 @@ def precision(kind: str = "q4_0", rest: str = "q6_k") -> PrecisionReport:
             tensor("token_embd.weight", "model.embed_tokens.weight", 0.0181, kind=rest, weights=136_134_656),
             tensor("blk.3.ffn_down.weight", "model.layers.3.mlp.down_proj.weight", 0.0056, kind="q8_0"),
         ),
+    )
+
+
+def requirements() -> tuple[RequirementReport, ...]:
+    return tuple(
+        RequirementReport(what=what, runtime=runtime, since=since, not_in=not_in, source="the released package")
+        for what, runtime, since, not_in in (
+            ("the architecture qwen3", "llama.cpp", "b5092", "b4980"),
+            ("tensors of type Q4_0", "llama.cpp", "b4980", None),
+            ("the architecture qwen3", "Ollama", None, None),
+        )
     )
 
 
@@ -445,6 +457,7 @@ def healthy_build(name: str = "gguf-cpu-int4", mean: float = 0.0219, decode: flo
         structure=passed_checks(),
         conservation=conservation(),
         precision_built=precision(),
+        requirements=requirements(),
         parity=parity(mean),
         latency=latency(decode, 352_969_408),
         gates=passed_gates(mean, decode),

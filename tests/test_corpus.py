@@ -28,6 +28,8 @@ def test_built_in_corpus_is_what_it_says() -> None:
     windows = make_windows(corpus, lambda text: encode(tokenizer, text), window=256, windows=8)
     assert [len(window.ids) for window in windows] == [256] * 8
     assert {"english", "python", "chinese", "mathematics", "chat"} <= {window.section for window in windows}
+    few = make_windows(corpus, lambda text: encode(tokenizer, text), window=256, windows=4)
+    assert [window.section for window in few] == ["english", "python", "mathematics", "chinese"]
     assert len(read_prompts()) == 8
 
 

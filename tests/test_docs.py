@@ -64,6 +64,9 @@ QUICK = {
     "EDGEKILN_REPEATS": "3",
     "EDGEKILN_MAX_REPEATS": "3",
     "EDGEKILN_MAX_SPREAD": "10",
+    "EDGEKILN_DEPTHS": "16",
+    "EDGEKILN_LONG_CONTEXT": "0",
+    "EDGEKILN_DECODE_POSITIONS": "4",
     "EDGEKILN_THREADS": "2",
 }
 #: A checkpoint on the reader's disk, and one in the reader's Hub cache; both are the embedded one.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from edgekiln.errors import ArtifactError, StepError
 from edgekiln.validators.parity import (
@@ -30,7 +30,6 @@ from edgekiln.validators.parity import (
     concatenate,
     mean_by_position,
     measure_parity,
-    parity_from_json,
     score_window,
 )
 from edgekiln.validators.reference_rows import ReferenceRows, RowReader, RowWriter
@@ -298,7 +297,7 @@ def test_json_and_back() -> None:
     )
     least = Parity(0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 4, 1)
     for value in (whole, least):
-        again = parity_from_json(json.loads(json.dumps(dataclasses.asdict(value))))
+        again = TypeAdapter(Parity).validate_python(json.loads(json.dumps(dataclasses.asdict(value))))
         assert again == value
         hash(again)  # all tuples are tuples again
 

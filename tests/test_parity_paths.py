@@ -49,16 +49,19 @@ def path(kld: float, prefill: float | None = None, apart: float | None = None) -
 
 @pytest.mark.parametrize(
     ("prefill", "apart"),
-    [(4e-7, 6e-7), (0.0005, 0.0003), (0.0226, 0.0005), (0.0117, 0.00096), (0.041, 1e-5), (3e-9, 1e-12)],
+    [
+        *((4e-7, 6e-7), (0.0005, 0.0003), (0.0226, 0.0005), (0.0117, 0.00096), (0.041, 1e-5), (3e-9, 1e-12)),
+        *((2.8e-6, 2.5e-6), (0.0012, 0.0012), (0.165, 0.0014), (0.0077, 0.0027), (0.181, 0.0015)),
+    ],
 )
 def test_rounding_passes(prefill: float, apart: float) -> None:
-    """Measured on the embedded checkpoint: llama.cpp's F16, Q8_0, Q4_0, Q4_K_M, and ORT GenAI's int4 and fp16."""
+    """Measured with llama.cpp's F16, Q8_0, Q4_0, Q4_K_M and ORT GenAI's int4, int8, fp16 on two models."""
     assert judge_decode(path(prefill, prefill, apart)).outcome == "pass"
 
 
-@pytest.mark.parametrize(("prefill", "apart"), [(3e-9, 0.0136), (0.0408, 0.0130), (0.3, 0.45)])
+@pytest.mark.parametrize(("prefill", "apart"), [(3e-9, 0.0136), (0.0408, 0.0130), (0.153, 0.0148), (0.3, 0.45)])
 def test_a_wrong_position_in_the_cache_fails(prefill: float, apart: float) -> None:
-    """Measured with the lengths of the cache off by one, at fp16 and int4."""
+    """Measured with the lengths of the cache off by one, at fp16 and int4, of both sizes."""
     result = judge_decode(path(0.05, prefill, apart))
     assert (result.outcome, result.findings[0].id, result.findings[0].severity) == ("fail", DECODE, "error")
 

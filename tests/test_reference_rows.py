@@ -51,7 +51,7 @@ def store(directory: Path, logits: Floats, limits: Truncation = TIGHT, chunk: in
     return RowReader(directory, "r", logits.shape[1])
 
 
-def kept(row: Floats, limits: Truncation) -> NDArray[np.intp]:
+def kept(row: Floats, limits: Truncation) -> NDArray[np.int64]:
     shifted = row - row.max()
     weights = np.exp(shifted)
     return truncate(shifted, weights, float(weights.sum(dtype=np.float64)), limits)

@@ -14,8 +14,11 @@ import pytest
 
 from artifacts import artifact, gguf_file, patch_gguf
 from edgekiln.checkpoint import open_checkpoint
+from edgekiln.errors import ArtifactError
 from edgekiln.validators.base import CheckResult
+from edgekiln.validators.faults import FIXES
 from edgekiln.validators.kinds import identify
+from edgekiln.validators.runtime_llama import LlamaRuntime
 from edgekiln.validators.structure import Structure, check_structure
 
 CHECKPOINT = open_checkpoint("tiny-qwen3")
@@ -384,3 +387,186 @@ def test_foundry_local_contract(tmp_path: Path) -> None:
     (directory / "download.tmp").unlink()
     (directory / "inference_model.json").write_text('{"Name": 7}')
     assert only_failure(directory).check == "foundry/inference_model"
+
+
+def finding_ids(path: Path) -> set[str]:
+    """Return the ids of all errors; failed checks have some, others none, and each has its fix."""
+    ids = set()
+    for result in check(path).checks:
+        wrong = {finding.id for finding in result.findings if finding.severity == "error"}
+        assert bool(wrong) == (result.outcome == "fail")
+        assert all(finding.fix == FIXES[finding.id] for finding in result.findings)
+        ids |= wrong
+    return ids
+
+
+@pytest.mark.parametrize(
+    ("key", "layout", "value", "cause"),
+    [
+        ("qwen3.block_count", "<I", 5, "layers"),
+        ("qwen3.embedding_length", "<I", 255, "hidden_size"),
+        ("qwen3.feed_forward_length", "<I", 769, "intermediate_size"),
+        ("qwen3.attention.head_count", "<I", 8, "heads"),
+        ("qwen3.attention.head_count_kv", "<I", 4, "heads"),
+        ("qwen3.attention.value_length", "<I", 32, "head_dim"),
+        ("qwen3.attention.layer_norm_rms_epsilon", "<f", 1e-5, "norm_epsilon"),
+        ("qwen3.rope.freq_base", "<f", 1e6, "rope_base"),
+        ("qwen3.context_length", "<I", 4096, "context"),
+        ("tokenizer.ggml.eos_token_id", "<I", 17, "eos"),
+    ],
+)
+def test_findings_name_the_hyper_parameter(gguf_dir: Path, key: str, layout: str, value: float, cause: str) -> None:
+    patch_gguf(gguf_file(gguf_dir), key, layout, value)
+    assert finding_ids(gguf_dir) == {f"metadata/{cause}"}
+    (finding,) = only_failure(gguf_dir).findings
+    assert finding.subject == key
+
+
+def test_a_cut_file_and_a_lying_header_are_told_apart(gguf_dir: Path) -> None:
+    path = gguf_file(gguf_dir)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-40])
+    assert finding_ids(gguf_dir) == {"files/truncated", "gguf/reader"}
+    path.write_bytes(whole[:1000])
+    assert finding_ids(gguf_dir) == {"files/truncated"}
+    path.write_bytes(whole[:8] + b"\xff" * 8 + whole[16:])  # the number of tensors
+    assert finding_ids(gguf_dir) == {"gguf/header"}
+
+
+@pytest.mark.parametrize("offset", [0, 32, 1 << 20, 1 << 62])
+def test_offsets_that_lie_are_found_as_llama_cpp_finds_them(gguf_dir: Path, offset: int) -> None:
+    """A tensor over another, in a gap, or beyond the end: llama.cpp loads none of these files."""
+    path = gguf_file(gguf_dir)
+    data = path.read_bytes()
+    name = b"blk.1.ffn_down.weight"
+    at = data.index(name) + len(name) + 4 + 2 * 8 + 4  # dimensions, extents, type
+    path.write_bytes(data[:at] + offset.to_bytes(8, "little") + data[at + 8 :])
+    assert "gguf/offsets" in finding_ids(gguf_dir)
+    with pytest.raises(ArtifactError):
+        LlamaRuntime().load_tokenizer(path)
+
+
+def test_a_gap_before_the_last_tensor_is_a_lie_too(gguf_dir: Path) -> None:
+    """Nothing overlaps and nothing is cut off, but ggml wants each tensor where the one before it ends."""
+    path = gguf_file(gguf_dir)
+    last = gguf.GGUFReader(path).tensors[-1]
+    data = path.read_bytes()
+    at = data.index(last.name.encode()) + len(last.name) + 4 + len(last.shape) * 8 + 4
+    offset = int.from_bytes(data[at : at + 8], "little") + 32
+    path.write_bytes(data[:at] + offset.to_bytes(8, "little") + data[at + 8 :] + bytes(32))
+    assert finding_ids(gguf_dir) == {"gguf/offsets"}
+    with pytest.raises(ArtifactError):
+        LlamaRuntime().load_tokenizer(path)
+
+
+@pytest.mark.parametrize(
+    ("location", "cause"),
+    [("../elsewhere", "files/outside"), ("nowhere", "files/missing"), ("model.onnx", "files/truncated")],
+)
+def test_findings_name_what_is_wrong_with_a_data_file(onnx_dir: Path, location: str, cause: str) -> None:
+    change_graph(onnx_dir / "model.onnx", lambda model: set_external(externals(model)[0], location=location))
+    assert finding_ids(onnx_dir) == {cause}
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "cause"),
+    [
+        (("type",), "llama", "architecture"),
+        (("vocab_size",), 4095, "vocabulary"),
+        (("context_length",), 1 << 20, "context"),
+        (("eos_token_id",), [4073], "eos"),
+        (("eos_token_id",), ["4072"], "eos"),
+        (("decoder", "head_size"), 32, "head_dim"),
+        (("decoder", "num_hidden_layers"), 7, "layers"),
+        (("decoder", "num_key_value_heads"), 4, "heads"),
+    ],
+)
+def test_findings_name_the_key_of_genai_config(
+    onnx_dir: Path, where: tuple[str, ...], value: object, cause: str
+) -> None:
+    def change(genai: dict[str, Any]) -> None:
+        part = genai["model"]
+        for key in where[:-1]:
+            part = part[key]
+        part[where[-1]] = value
+
+    change_genai(onnx_dir, change)
+    assert finding_ids(onnx_dir) == {f"metadata/{cause}"}
+
+
+def test_a_second_end_of_text_that_is_missing_is_a_warning(onnx_dir: Path) -> None:
+    change_genai(onnx_dir, lambda genai: genai["model"].update(eos_token_id=4072))
+    (finding,) = [finding for result in check(onnx_dir).checks for finding in result.findings]
+    assert (finding.id, finding.severity) == ("metadata/eos", "warning")
+
+
+def test_one_decoder_of_ort_genai_under_two_names_is_a_note(onnx_dir: Path) -> None:
+    change_genai(onnx_dir, lambda genai: genai["model"].update(type="qwen2"))
+    (finding,) = [finding for result in check(onnx_dir).checks for finding in result.findings]
+    assert (finding.id, finding.severity) == ("metadata/architecture", "note")
+
+
+def set_attribute(model: onnx.ModelProto, operator: str, **values: float) -> None:
+    for node in [node for node in model.graph.node if node.op_type == operator][:1]:
+        for name, value in values.items():
+            for attribute in [attribute for attribute in node.attribute if attribute.name == name]:
+                node.attribute.remove(attribute)
+            node.attribute.append(onnx.helper.make_attribute(name, value))
+
+
+@pytest.mark.parametrize(
+    ("operator", "values", "cause"),
+    [
+        ("SkipSimplifiedLayerNormalization", {"epsilon": 1e-5}, "norm_epsilon"),
+        ("RMSNormalization", {"epsilon": 1e-5}, "norm_epsilon"),
+        ("GroupQueryAttention", {"num_heads": 8}, "heads"),
+        ("GroupQueryAttention", {"kv_num_heads": 1}, "heads"),
+        ("GroupQueryAttention", {"scale": 0.5}, "attention_scale"),
+        ("GroupQueryAttention", {"local_window_size": 128}, "attention_window"),
+        ("GroupQueryAttention", {"softcap": 50.0}, "softcap"),
+        ("GroupQueryAttention", {"causal": 0}, "causal"),
+        ("GroupQueryAttention", {"rotary_interleaved": 1}, "rope_layout"),
+    ],
+)
+def test_findings_name_what_one_node_computes_otherwise(
+    onnx_dir: Path, operator: str, values: dict[str, float], cause: str
+) -> None:
+    change_graph(onnx_dir / "model.onnx", lambda model: set_attribute(model, operator, **values))
+    result = only_failure(onnx_dir)
+    assert result.check == "onnx/metadata"
+    assert {finding.id for finding in result.findings} == {f"metadata/{cause}"}
+
+
+def test_tables_shorter_than_the_promised_context_are_found(onnx_dir: Path) -> None:
+    def shorten(model: onnx.ModelProto) -> None:
+        for tensor in model.graph.initializer:
+            if tensor.name.endswith(("cos_cache", "sin_cache")):
+                tensor.dims[0] = 1024
+                set_external(tensor, length=str(1024 * tensor.dims[1] * 4))
+
+    change_graph(onnx_dir / "model.onnx", shorten)
+    result = only_failure(onnx_dir)
+    assert {finding.id for finding in result.findings} == {"metadata/context"}
+    assert "has 1024 positions" in result.detail
+
+
+def test_a_graph_too_large_to_be_read_is_refused(onnx_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgekiln.validators.structure_onnx.MAX_GRAPH_BYTES", 1000)
+    assert finding_ids(onnx_dir) == {"onnx/model"}
+
+
+def test_findings_name_the_caches_of_a_graph(onnx_dir: Path) -> None:
+    def reshape(axis: int, extent: int) -> Callable[[onnx.ModelProto], object]:
+        def change(model: onnx.ModelProto) -> None:
+            extents = next(value for value in model.graph.input if value.name == "past_key_values.2.key")
+            extents.type.tensor_type.shape.dim[axis].dim_value = extent
+
+        return change
+
+    change_graph(onnx_dir / "model.onnx", reshape(3, 32))
+    (finding,) = [found for result in failures(onnx_dir) for found in result.findings if "cached" in found.detail]
+    assert (finding.id, finding.subject) == ("metadata/head_dim", "past_key_values.2.key")
+    change_graph(onnx_dir / "model.onnx", reshape(3, 64))
+    change_graph(onnx_dir / "model.onnx", reshape(1, 4))
+    (finding,) = [found for result in failures(onnx_dir) for found in result.findings if "cached" in found.detail]
+    assert (finding.id, finding.subject) == ("metadata/heads", "past_key_values.2.key")

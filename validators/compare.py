@@ -23,6 +23,7 @@ from edgekiln.validators.corpus import Corpus, Window, make_windows
 from edgekiln.validators.parity import (
     CONTEXT,
     Parity,
+    PathParity,
     PositionScores,
     ReplyParity,
     RowScorer,
@@ -36,7 +37,6 @@ from edgekiln.validators.parity import (
 )
 from edgekiln.validators.parity_paths import (
     LONG_POSITIONS,
-    PathParity,
     compare_decode,
     compare_long,
     explain_short,

@@ -22,7 +22,7 @@ FIXES: Final[Mapping[str, str]] = MappingProxyType(
         "gguf/offsets": "write each tensor where the one before it ends, rounded up to general.alignment",
         "gguf/duplicate": "write each tensor once",
         "gguf/reader": "write the file with a current gguf package",
-        "onnx/model": "fetch or export the graph again",
+        "onnx/model": "fetch or export the graph again, with its weights in a data file beside it",
         "onnx/data": "save the graph and its data file again, with offset and length of each tensor as its shape needs",
         "onnx/overlap": "save the graph and its data file again; let tensors share all of their bytes or none",
         "onnx/checker": "correct the graph so that onnx.checker.check_model accepts it, or export it again",

@@ -28,6 +28,8 @@ _MAX_KEY_BYTES: Final = 65535
 #: A chat template, the longest string of a sound file, has a few kilobytes.
 _MAX_STRING_BYTES: Final = 16 << 20
 _MAX_NESTING: Final = 4
+#: No vocabulary has more tokens or merges; a count below it that the file cannot hold is likelier cut off than a lie.
+_PLAUSIBLE_COUNT: Final = 1 << 24
 
 
 class TruncatedError(ArtifactError):
@@ -104,7 +106,8 @@ class _Cursor:
         """Read a 64-bit count of things that have at least `smallest` bytes each."""
         value = int(self.scalar("<Q"))
         if value * smallest > self.size:
-            raise ArtifactError(f"{self.path} claims {value} entries, more than its {self.size} bytes can hold")
+            fault = TruncatedError if value <= _PLAUSIBLE_COUNT else ArtifactError
+            raise fault(f"{self.path} claims {value} entries, more than its {self.size} bytes can hold")
         return value
 
     def text(self, limit: int) -> str:

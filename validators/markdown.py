@@ -15,6 +15,7 @@ from edgekiln.validators.report import (
     ParityReport,
     PrecisionReport,
     Report,
+    RequirementReport,
     Speeds,
     TensorReport,
 )
@@ -195,6 +196,7 @@ def _details(build: BuildReport) -> list[str]:
     lines += _checks(build.structure)
     lines += _conservation(build.conservation) if build.conservation else []
     lines += _precision(build.precision_built) if build.precision_built else []
+    lines += _requirements(build.requirements)
     lines += _parity(build.parity) if build.parity else []
     lines += _latency(build)
     lines += _listed(
@@ -265,6 +267,16 @@ def _precision(found: PrecisionReport) -> list[str]:
     ]
     shown, more = _first(found.exceptions, _MOST_EXCEPTIONS)
     return [*lines, "", *(["Of another type:", "", *_tensors(shown), *more] if shown else [])]
+
+
+def _requirements(found: Sequence[RequirementReport]) -> list[str]:
+    """Return the first release of each runtime that loads all that was found; what is not known is said."""
+    asked: dict[str, list[str]] = {}
+    for entry in found:
+        asked.setdefault(entry.runtime, []).append(f"{entry.what}: {entry.since or 'not known'}")
+    return _listed(
+        "What loads it, since which release:", [f"{runtime}: {'; '.join(what)}" for runtime, what in asked.items()]
+    )
 
 
 def _interval(interval: tuple[float, float] | None, form: str) -> str:

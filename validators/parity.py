@@ -10,9 +10,8 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -157,27 +156,6 @@ class Parity:
     replies: tuple[ReplyParity, ...] = ()
     decode: PathParity | None = None
     long_context: PathParity | None = None
-
-
-def _pairs(entries: Iterable[Sequence[Any]]) -> tuple[tuple[str, float], ...]:
-    return tuple((str(text), float(probability)) for text, probability in entries)
-
-
-def parity_from_json(values: Mapping[str, Any]) -> Parity:
-    """Return what `dataclasses.asdict` and JSON made of a `Parity`."""
-    found = dict(values)
-    for name in ("mean_kld_interval", "perplexity_ratio_interval"):
-        found[name] = found[name] and tuple(found[name])
-    for name in ("decode", "long_context"):
-        found[name] = found[name] and PathParity(**found[name])
-    found["sections"] = tuple(SectionParity(**entry) for entry in found["sections"])
-    found["replies"] = tuple(ReplyParity(**entry) for entry in found["replies"])
-    found["kld_by_position"] = tuple(found["kld_by_position"])
-    found["worst_tokens"] = tuple(
-        TokenParity(**entry | {side: _pairs(entry[side]) for side in ("reference", "artifact")})
-        for entry in found["worst_tokens"]
-    )
-    return Parity(**found)
 
 
 @dataclass(frozen=True)
@@ -472,7 +450,7 @@ def mean_by_position(kld: NDArray[np.float64], lengths: Sequence[int]) -> tuple[
     return tuple((sums / counts).tolist())
 
 
-def _near_ties(scores: PositionScores) -> dict[str, float | None]:
+def _near_ties(scores: PositionScores) -> dict[str, Any]:
     noise = min(float(np.median(scores.shift)), NEAR_TIE_LIMIT)
     clear = ~(scores.gap < noise)
     return {
@@ -482,7 +460,7 @@ def _near_ties(scores: PositionScores) -> dict[str, float | None]:
     }
 
 
-def _intervals(scores: PositionScores, lengths: Sequence[int]) -> dict[str, tuple[float, float] | None]:
+def _intervals(scores: PositionScores, lengths: Sequence[int]) -> dict[str, Any]:
     found = mean_intervals(np.stack([scores.kld, scores.nll - scores.reference_nll], axis=1), lengths)
     if found is None:
         return {}
@@ -535,134 +513,4 @@ def measure_parity(
         **_near_ties(scores),
         **_intervals(scores, lengths),
         **others,
-    )
-
-
-# --- until tasks.py calls compare.py: whole rows in logits.f32. Remove from here on with its last caller. ---
-
-
-@dataclass(frozen=True)
-class RowComparison:
-    """One value per position.
-
-    Attributes:
-        kld: float64, nats.
-        same_top: bool.
-        reference_nll: float64, negative log-likelihood of the next token under the reference, nats.
-        nll: The same under the artifact.
-    """
-
-    kld: NDArray[np.float64]
-    same_top: NDArray[np.bool_]
-    reference_nll: NDArray[np.float64]
-    nll: NDArray[np.float64]
-
-
-def _normalized(logits: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float32]]:
-    """Return logits minus their maximum, the float64 logarithm of the sum of their exponentials, and these.
-
-    Shifted logits are exact where it matters (the largest are near zero), and the sum runs in float64.
-    """
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    exponentials = np.exp(shifted)
-    return shifted, np.log(exponentials.sum(axis=1, dtype=np.float64)), exponentials
-
-
-def compare_rows(
-    reference: NDArray[np.float32], artifact: NDArray[np.float32], next_ids: NDArray[np.int64]
-) -> RowComparison:
-    """Compare the logits of the same positions.
-
-    KLD = Σ p · (log p - log q) with p and q the softmax of the rows; equal rows give exactly zero, and what
-    rounding leaves below zero is zero.
-
-    Args:
-        reference: float32 [positions, vocabulary].
-        artifact: float32 of the same shape.
-        next_ids: The token that follows each position, [positions].
-    """
-    ours, our_log_sum, weights = _normalized(reference)
-    theirs, their_log_sum, _ = _normalized(artifact)
-    rows = np.arange(len(next_ids))
-    reference_nll = our_log_sum - ours[rows, next_ids]
-    nll = their_log_sum - theirs[rows, next_ids]
-    same_top = ours.argmax(axis=1) == theirs.argmax(axis=1)
-    total = weights.sum(axis=1, dtype=np.float64)
-    np.subtract(ours, theirs, out=ours)
-    np.multiply(weights, ours, out=weights)
-    kld = weights.sum(axis=1, dtype=np.float64) / total - (our_log_sum - their_log_sum)
-    return RowComparison(np.maximum(kld, 0.0), same_top, reference_nll, nll)
-
-
-class LogitRows:
-    """The reference's logits on disk: little-endian float32 rows, read with bounded memory.
-
-    They are stored as computed, without rounding; a memory map would count its pages as ours.
-    """
-
-    def __init__(self, path: Path, vocabulary: int) -> None:
-        self.path, self.vocabulary = path, vocabulary
-
-    def read(self, start: int, count: int) -> NDArray[np.float32]:
-        """Return rows [start, start + count), float32 [count, vocabulary].
-
-        Raises:
-            StepError: The file is too short; no artifact is to blame.
-        """
-        items = count * self.vocabulary
-        rows = np.fromfile(self.path, dtype="<f4", count=items, offset=start * self.vocabulary * 4)
-        if rows.size != items:
-            raise StepError(f"{self.path} ends before row {start + count}; make the reference again")
-        return rows.reshape(count, self.vocabulary).astype(np.float32, copy=False)
-
-
-def compare_window(
-    reference: LogitRows, first_row: int, chunks: Iterable[NDArray[np.float32]], ids: Sequence[int], common: int
-) -> RowComparison:
-    """Compare one window, whose reference rows begin at `first_row`; the last token is predicted, not run."""
-    parts: list[RowComparison] = []
-    position = 0
-    for chunk in rechunk(chunks, LOGIT_CHUNK):
-        following = np.asarray(ids[position + 1 : position + 1 + len(chunk)], dtype=np.int64)
-        if len(following) != len(chunk):
-            raise ArtifactError(f"the runtime gave more logits than the {len(ids) - 1} positions that it was given")
-        rows = reference.read(first_row + position, len(chunk))
-        parts.append(compare_rows(rows[:, :common], chunk[:, :common], following))
-        position += len(chunk)
-    if position != len(ids) - 1:
-        raise ArtifactError(f"the runtime gave logits for {position} of {len(ids) - 1} positions")
-    return join(parts)
-
-
-def join(parts: Sequence[RowComparison]) -> RowComparison:
-    """Return the positions of all `parts`, in order."""
-    return RowComparison(
-        np.concatenate([part.kld for part in parts]),
-        np.concatenate([part.same_top for part in parts]),
-        np.concatenate([part.reference_nll for part in parts]),
-        np.concatenate([part.nll for part in parts]),
-    )
-
-
-def summarize(rows: RowComparison, agreements: Sequence[int], greedy_tokens: int, note: str | None = None) -> Parity:
-    """Return the metrics over all positions and prompts.
-
-    Raises:
-        ArtifactError: A logit was NaN or infinite, so that nothing was compared.
-    """
-    if not (np.isfinite(rows.kld).all() and np.isfinite(rows.nll).all()):
-        bad = int(np.count_nonzero(~(np.isfinite(rows.kld) & np.isfinite(rows.nll))))
-        raise ArtifactError(f"the artifact's logits are NaN or infinite at {bad} of {len(rows.kld)} positions")
-    return Parity(
-        mean_kld=float(rows.kld.mean()),
-        median_kld=float(np.median(rows.kld)),
-        p99_kld=float(np.quantile(rows.kld, 0.99)),
-        max_kld=float(rows.kld.max()),
-        top1_agreement=float(rows.same_top.mean()),
-        perplexity=math.exp(min(float(rows.nll.mean()), 700.0)),  # e^709 is the largest double
-        reference_perplexity=math.exp(min(float(rows.reference_nll.mean()), 700.0)),
-        greedy_agreement_tokens=float(np.mean(agreements)) if agreements else 0.0,
-        greedy_tokens=greedy_tokens,
-        scored_tokens=len(rows.kld),
-        note=note,
     )

@@ -81,23 +81,18 @@ class ReferenceRows:
         return self.ids[part], self.logits[part]
 
 
-def _likely(weights: NDArray[np.float32], total: float, limits: Truncation) -> NDArray[np.intp]:
-    """Return a superset, ascending, of the tokens to keep; weights are exponentials of logits."""
-    size = len(weights)
-    if size <= limits.most:
-        return np.arange(size)
-    # What lies below this would be too little even if it were the whole vocabulary.
-    likely = np.flatnonzero(weights > total * limits.tail_mass / size)
-    if len(likely) > limits.most:
-        likely = likely[np.argpartition(weights[likely], -limits.most)[-limits.most :]]
-    elif len(likely) < limits.least:
-        likely = np.argpartition(weights, -limits.least)[-limits.least :]
-    return np.sort(likely)
+def _keys(shifted: NDArray[np.float32], ids: NDArray[np.intp]) -> NDArray[np.uint64]:
+    """Return integers that sort as the tokens do, the most likely first, equal ones by their ids.
+
+    Bits of floats that are not negative sort as the floats; integers sort several times faster than indices.
+    """
+    bits = np.abs(shifted[ids]).view(np.uint32).astype(np.uint64)
+    return (bits << np.uint64(32)) | ids.astype(np.uint64)
 
 
 def truncate(
     shifted: NDArray[np.float32], weights: NDArray[np.float32], total: float, limits: Truncation = TRUNCATION
-) -> NDArray[np.intp]:
+) -> NDArray[np.int64]:
     """Return the tokens to keep, the most likely first, equal ones in the order of their ids.
 
     Args:
@@ -106,9 +101,17 @@ def truncate(
         total: Sum of these.
         limits: How many are kept.
     """
-    ids = _likely(weights, total, limits)
-    ids = ids[np.argsort(-shifted[ids], kind="stable")]
-    if len(shifted) <= limits.most:
+    size = len(shifted)
+    # What lies below this would be too little even if it were the whole vocabulary.
+    likely = np.flatnonzero(weights > total * limits.tail_mass / size) if size > limits.most else np.arange(size)
+    if len(likely) < min(limits.least, size):
+        likely = np.arange(size)
+    keys = _keys(shifted, likely)
+    if len(keys) > limits.most:
+        keys = np.partition(keys, limits.most)[: limits.most]
+    keys.sort()
+    ids = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    if size <= limits.most:
         return ids
     mass = np.cumsum(weights[ids], dtype=np.float64)
     needed = int(np.searchsorted(mass, total * (1 - limits.tail_mass))) + 1

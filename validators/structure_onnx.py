@@ -16,6 +16,7 @@ from edgekiln.validators.hyperparameters import Comparison, same
 from edgekiln.validators.kinds import ArtifactKind
 from edgekiln.validators.onnx_files import check_overlap, decoder_path, external_regions
 from edgekiln.validators.onnx_hyperparameters import Attention, GraphParameters, read_parameters
+from edgekiln.validators.onnx_read import MAX_GRAPH_BYTES
 from edgekiln.validators.rotary import judge_table
 
 #: Operators that only ONNX Runtime knows, though it registers them as ONNX's own.
@@ -72,6 +73,9 @@ def _load(directory: Path) -> tuple[dict[str, Any], Path, Any]:
     except CheckpointError as error:
         raise FaultError("onnx/genai_config", "genai_config.json", str(error)) from None
     path = decoder_path(directory, genai)
+    if (size := path.stat().st_size) > MAX_GRAPH_BYTES:
+        detail = f"{path.name} has {size} bytes, where {MAX_GRAPH_BYTES} are allowed; its weights belong beside it"
+        raise FaultError("onnx/model", path.name, detail)
     try:
         return genai, path, onnx.load(path, load_external_data=False)
     except DecodeError:

@@ -81,6 +81,18 @@ def _selection(command: Any) -> Any:
     return command
 
 
+def _report_option(command: Any) -> Any:
+    """Add the option that writes all views of the report; build and validate share it."""
+    option = click.option(
+        "--report",
+        "directory",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        help="Write the report there: JSON, Markdown, HTML, JUnit XML and SARIF.",
+    )
+    return option(command)
+
+
 def _make_plan(
     pipeline: str,
     checkpoint: str | None,
@@ -123,6 +135,7 @@ def _make_plan(
 @click.option("--fail-fast", is_flag=True, help="End the run at the first step that fails.")
 @click.option("--dry-run", is_flag=True, help="Show which steps the cache has and which would be made; make none.")
 @click.option("--no-cache", is_flag=True, help="Neither read nor write the cache.")
+@_report_option
 def build(
     as_json: bool,
     ids: tuple[str, ...],
@@ -132,6 +145,7 @@ def build(
     fail_fast: bool,
     dry_run: bool,
     no_cache: bool,
+    directory: Path | None,
     **selection: Any,
 ) -> int:
     """Make, run and judge every artifact of PIPELINE (a file, or the name of a shipped one)."""
@@ -141,6 +155,7 @@ def build(
     from edgekiln.pipelines.run import REPORT, run_plan
     from edgekiln.pipelines.selection import only_builds
     from edgekiln.pipelines.tables import report_text
+    from edgekiln.pipelines.write_views import require_writable, write_views
     from edgekiln.units import parse_size
 
     options = RunOptions(
@@ -151,6 +166,8 @@ def build(
         use_cache=not no_cache,
     )
     plan = only_builds(_make_plan(**selection), ids)
+    if directory is not None and not dry_run:
+        require_writable(directory)
     with Console() as console:
         if dry_run:
             text = dry_run_text(plan, console, options, as_json=as_json)
@@ -159,6 +176,8 @@ def build(
     if dry_run:
         _show(text)
         return 0
+    if directory is not None:
+        write_views(outcome.report, directory)
     where = f"Report: {plan.settings.values.out / REPORT}"
     _show(outcome.report.to_json() if as_json else f"{report_text(outcome.report)}\n{where}")
     return int(outcome.exit_code)
@@ -298,13 +317,7 @@ def export(
     shell_complete=completion.settings,
 )
 @click.option("--offline", is_flag=True, default=None, help="Take a Hub checkpoint from the local cache only.")
-@click.option(
-    "--report",
-    "directory",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Write the report there: JSON, Markdown, HTML, JUnit XML and SARIF.",
-)
+@_report_option
 @click.option("--json", "as_json", is_flag=True, help="Print the report on standard output and nothing else.")
 def validate(
     artifact: Path,
