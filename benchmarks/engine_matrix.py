@@ -208,12 +208,14 @@ class _Canned:
             (directory / path.name).write_bytes(content)
         return replace(self._answers[plan.format], files=())
 
-    def validate(self, path: Path, reference: Any, protocol: Any, **others: Any) -> Any:
+    def validate(self, path: Path, reference: Any, protocol: Any, expected: Any, **others: Any) -> Any:
         """Validate the first artifact of a format."""
         kind = self._graph.identify_artifact(path).format
         with self._lock:
             if kind not in self._metrics:
-                self._metrics[kind] = self._validate(self._keep / kind, reference, protocol, **others)
+                self._metrics[kind] = self._validate(
+                    self._keep / kind, reference, protocol, replace(expected, precision=None), **others
+                )
             return self._metrics[kind]
 
     def time(self, subjects: Mapping[str, Any], *arguments: Any, **named: Any) -> dict[str, Any]:

@@ -149,7 +149,7 @@ class Settings(Strict):
         default=32, ge=1, le=131_072, description="Tokens decoded greedily and compared.", examples=[64]
     )
     depths: Counts = Field(
-        default=(128, 512),
+        default=(128, 384),
         description="Tokens in the cache at which decode speed is measured as well; '' for none.",
         examples=[[512, 4096], []],
     )
@@ -162,7 +162,7 @@ class Settings(Strict):
         examples=[4096],
     )
     decode_positions: int = Field(
-        default=48,
+        default=96,
         ge=0,
         le=131_072,
         description="Positions that are compared token by token as well, through the cache; 0 for none.",

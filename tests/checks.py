@@ -17,6 +17,7 @@ from edgekiln.validators.conservation import audit
 from edgekiln.validators.kinds import ArtifactKind, identify
 from edgekiln.validators.parity_paths import compare_decode, judge_decode
 from edgekiln.validators.reference_rows import RowReader, RowWriter
+from edgekiln.validators.runtime_fit import check_fit
 from edgekiln.validators.structure import check_structure
 from edgekiln.validators.template_tasks import check_templates, make_golden
 from edgekiln.validators.tokenizer import check_tokenizer
@@ -59,6 +60,12 @@ def templates(directory: Path, reference: Checkpoint) -> Iterator[CheckResult]:
     yield from check_templates(kind.format, kind.path, golden_of(reference.directory), log=log)
 
 
+def runtime_fit(directory: Path, _: Checkpoint) -> Iterator[CheckResult]:
+    """Ask the table of runtimes what the installed release refuses."""
+    kind = identify(directory)
+    yield check_fit(kind, "llama.cpp" if kind.format == "gguf" else "onnxruntime-genai", None)
+
+
 @functools.cache
 def golden_of(checkpoint_directory: Path) -> dict[str, Any]:
     """Return what the conversations must look like."""
@@ -90,6 +97,7 @@ CHECKS: dict[str, Check] = dict.fromkeys(("files", "gguf", "onnx", "metadata"), 
     "tokenizer": tokenizer,
     "template": templates,
     "parity": decoding,
+    "runtime": runtime_fit,
 }
 
 

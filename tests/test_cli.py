@@ -210,7 +210,7 @@ def test_an_interrupt_ends_with_130_and_leaves_no_process_and_nothing_half_writt
     deadline = time.monotonic() + 120
     if moment == "exporting":
         assert process.stderr is not None
-        while "logits and replies" not in process.stderr.readline():
+        while "predictions and replies" not in process.stderr.readline():
             assert time.monotonic() < deadline
         time.sleep(1)
         children = psutil.Process(process.pid).children(recursive=True)

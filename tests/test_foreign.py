@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,3 +59,24 @@ def test_what_mobius_leaves_out_is_no_false_alarm():
     path = FOREIGN["mobius"].make(reference.directory)
     assert errors(path, reference, structure) == {"metadata/context"}
     assert errors(path, reference, tokenizer) == {"tokenizer/eos"}
+
+
+#: Gates that a good artifact deserves to fail: the embeddings, a sixth of the weights, are left float32.
+DESERVED = {"builder int8": {"bits_per_weight"}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_the_whole_validation_passes_but_for_deserved_gates_on_size(tmp_path, name):
+    """Every check, parity and latency, as a user runs them."""
+    path, reference = made(name)
+    asked = ["validate", str(path), "--reference", str(reference.directory), "--profile", "quick", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "edgekiln", *asked], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    (build,) = json.loads(done.stdout)["builds"]
+    assert [entry for entry in build["structure"] if entry["outcome"] == "fail"] == []
+    gates = {gate["metric"] for gate in build["gates"] if gate["outcome"] == "fail"}
+    assert gates == DESERVED.get(name, set())
+    assert done.returncode == (1 if gates else 0), done.stderr
+    assert build["parity"]["mean_kld"] is not None

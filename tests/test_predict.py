@@ -35,6 +35,8 @@ from edgekiln.pipelines.predict import (
 )
 from edgekiln.pipelines.settings import Settings
 from edgekiln.scheme import Scheme
+from edgekiln.validators.parity_paths import LONG_POSITIONS
+from edgekiln.validators.reference_rows import MAX_ROW_BYTES
 from test_plan import TARGETS
 from test_plan import plan as make
 
@@ -150,7 +152,7 @@ def test_memory_of_steps_grows_with_what_they_hold(tmp_path: Path) -> None:
         # Exports stream: their memory does not grow with the model.
         others = EXPORTERS[format_name].plan(small, Scheme("int4"))
         assert export_memory(plan, large, 2) == export_memory(others, small, 2)
-    assert reference_bytes(TINY, settings) == (8 * 255 + LONG_POSITIONS) * MAX_ROW_BYTES
+    assert reference_bytes(settings) == (8 * 255 + LONG_POSITIONS) * MAX_ROW_BYTES
     assert export_memory(planned("gguf", "int4"), TINY, 8) > export_memory(planned("gguf", "int4"), TINY, 1)
 
 

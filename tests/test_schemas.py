@@ -52,7 +52,7 @@ def test_there_is_no_other_json_schema() -> None:
 
 
 #: Documents of one part of Edgekiln for another; their readers are in the same version.
-OWN = {"task", "journal", "reference", "step"}
+OWN = {"task", "journal", "reference", "step", "runtime-support"}
 #: What commands print as JSON without a model.
 PRINTED = {"dry-run", "explain", "cache", "chat"}
 

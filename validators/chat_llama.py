@@ -41,9 +41,9 @@ class LlamaChat(LlamaRuntime):
         self._options = ChatOptions(1)
         self._context_tokens = 0
 
-    def load(self, path: Path, threads: int, context_tokens: int) -> None:
+    def load(self, path: Path, threads: int, context_tokens: int, sequences: int = 1) -> None:
         """See `ChatRuntime`."""
-        super().load(path, threads, context_tokens)
+        super().load(path, threads, context_tokens, sequences)
         self._context_tokens = context_tokens
 
     def prepare(self, path: Path, options: ChatOptions) -> None:

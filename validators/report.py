@@ -246,6 +246,12 @@ class PathReport(_Value):
         examples=[0.0219],
     )
 
+    kld_from_prefill: float | None = Field(
+        default=None,
+        description="Mean KLD of this path from the artifact's own prefill; null where that was not run.",
+        examples=[0.0012],
+    )
+
 
 class TokenReport(_Value):
     """One token that the artifact predicts badly, in its context."""
@@ -305,6 +311,12 @@ class ParityReport(_Value):
         "the runtime's own noise.",
         examples=[0.004],
     )
+    near_tie_nats: float | None = Field(
+        default=None,
+        description="The runtime's own noise: how far, in the median, it moves the difference in log-probability "
+        "of the reference's two most likely successors.",
+        examples=[0.03],
+    )
     top1_agreement_clear: float | None = Field(
         default=None, description="Agreement over all other tokens.", examples=[0.869]
     )
@@ -315,7 +327,8 @@ class ParityReport(_Value):
     )
     tail_mass: float | None = Field(
         default=None,
-        description="Mean probability of what the kept reference lumps together; KLDs are low by about this share.",
+        description="Mean probability of what the kept reference lumps together; KLDs are low by three to five times "
+        "this share, as measured.",
         examples=[0.0004],
     )
     sections: tuple[SectionReport, ...] = Field(

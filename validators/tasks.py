@@ -16,13 +16,16 @@ from typing import Any, Final, Protocol, TypeVar
 from packaging.specifiers import SpecifierSet
 
 from edgekiln.checkpoint import open_checkpoint
-from edgekiln.errors import ArtifactError, CheckpointError, StepError
+from edgekiln.errors import ArtifactError, CheckpointError, StepError, UnsupportedError
+from edgekiln.families import FAMILIES
+from edgekiln.model_config import read_json
 from edgekiln.process import Json, Task, serve
 from edgekiln.validators import RUNTIMES
 from edgekiln.validators.base import CheckResult, MeasurementProtocol
 from edgekiln.validators.compare import choose_text, compare_artifact, write_reference
 from edgekiln.validators.conservation import QUICK_SAMPLE, audit
 from edgekiln.validators.corpus import read_corpus, read_prompts
+from edgekiln.validators.gguf_read import read_header
 from edgekiln.validators.hf_tokenizer import decode, encode, load_tokenizer, render_chat
 from edgekiln.validators.kinds import ArtifactKind, identify
 from edgekiln.validators.latency import load_once, measure
@@ -30,6 +33,7 @@ from edgekiln.validators.layered import LayeredModel
 from edgekiln.validators.runtime_fit import check_fit, requirements
 from edgekiln.validators.runtime_foundry import FoundryRuntime
 from edgekiln.validators.runtime_genai import GenaiRuntime
+from edgekiln.validators.runtime_llama import LlamaRuntime
 from edgekiln.validators.storage import weights_by_type
 from edgekiln.validators.structure import check_structure
 from edgekiln.validators.tokenizer import check_tokenizer
@@ -37,6 +41,10 @@ from edgekiln.validators.tokenizer import check_tokenizer
 #: The runtime that loads each kind of artifact here.
 _OWN_RUNTIMES: Final[Mapping[str, str]] = MappingProxyType(
     {"gguf": "llama.cpp", "onnx": "onnxruntime-genai", "foundry-local": "foundry-local"}
+)
+#: What tokenizes and detokenizes in each.
+_TOKENIZERS: Final[Mapping[str, type[LlamaRuntime | GenaiRuntime]]] = MappingProxyType(
+    {"gguf": LlamaRuntime, "onnx": GenaiRuntime, "foundry-local": GenaiRuntime}
 )
 
 
@@ -137,13 +145,39 @@ def _requirements(kind: ArtifactKind) -> list[dict[str, Any]]:
         return []  # the checks of its structure say why it cannot be read
 
 
+def _require_known(kind: ArtifactKind) -> None:
+    """Refuse an artifact of a family that nothing here could judge; what cannot be read is for the checks to say.
+
+    Raises:
+        UnsupportedError: Names its architecture and those that are known.
+    """
+    try:
+        if kind.format == "gguf":
+            found, known = read_header(kind.path).metadata.get("general.architecture"), "gguf_architecture"
+        else:
+            model = read_json(kind.path / "genai_config.json").get("model")
+            found, known = model.get("type") if isinstance(model, dict) else None, "genai_type"
+    except (ArtifactError, CheckpointError, OSError):
+        return
+    names = sorted(getattr(family, known) for family in FAMILIES.values())
+    if isinstance(found, str) and found not in names:
+        raise UnsupportedError(
+            f"{kind.root.name} is of the architecture {found[:60]!r}, which Edgekiln cannot judge; it knows "
+            f"{', '.join(names)}"
+        )
+
+
 def structure(request: Json) -> Json:
     """Check all of an artifact that can be told without running it.
 
     Request: `path`, `checkpoint`, `precision`, `runtime`, `versions`, `provider`, `sampled`; see `Expected`.
+
+    Raises:
+        UnsupportedError: It is of a family that is not known.
     """
     checkpoint = open_checkpoint(request["checkpoint"], offline=True, check_text=False)
     kind = identify(Path(request["path"]))
+    _require_known(kind)
     found = check_structure(
         kind,
         checkpoint.config,
@@ -166,7 +200,7 @@ def structure(request: Json) -> Json:
 def tokenizer(request: Json) -> Json:
     """Compare tokenizers on the built-in corpus and samples. Request: `format`, `path`, `checkpoint`."""
     texts = [document.text for document in read_corpus().documents]
-    with _ended(RUNTIMES[request["format"]]()) as runtime:
+    with _ended(_TOKENIZERS[request["format"]]()) as runtime:
         runtime.load_tokenizer(Path(request["path"]))
         return {"checks": _plain(check_tokenizer(runtime, Path(request["checkpoint"]), texts))}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -147,8 +148,10 @@ def make_reference(
         "protocol": dataclasses.asdict(protocol),
         "memory_bytes": memory_bytes,
     }
-    _run("reference", request, log=log, limits=limits)
-    (directory / GOLDEN).write_text(json.dumps(_golden(checkpoint, log, limits)), encoding="utf-8")
+    with ThreadPoolExecutor(1) as beside:  # it is over before the reference has read its weights
+        golden = beside.submit(_golden, checkpoint, log.with_suffix(".template.log"), limits)
+        _run("reference", request, log=log, limits=limits)
+        (directory / GOLDEN).write_text(json.dumps(golden.result()), encoding="utf-8")
     return open_reference(directory, checkpoint)
 
 
@@ -280,15 +283,17 @@ def _refused(check: str, error: ArtifactError) -> CheckResult:
 
 def _text_checks(judged: _Judged) -> list[CheckResult]:
     """Return the checks of tokenizer and chat template, which the artifact's runtime takes part in."""
-    checks: list[CheckResult] = []
-    try:
-        checks += _CHECKS.validate_python(judged.run("tokenizer", {})["checks"])
-    except ArtifactError as error:
-        checks.append(_refused("tokenizer/ids", error))
-    try:
-        checks += _template_checks(judged)
-    except ArtifactError as error:
-        checks.append(_refused("template/render", error))
+    with ThreadPoolExecutor(1) as beside:  # each has one thread that works, and little memory
+        templates = beside.submit(_template_checks, replace(judged, log=judged.log.with_suffix(".template.log")))
+        checks: list[CheckResult] = []
+        try:
+            checks += _CHECKS.validate_python(judged.run("tokenizer", {})["checks"])
+        except ArtifactError as error:
+            checks.append(_refused("tokenizer/ids", error))
+        try:
+            checks += templates.result()
+        except ArtifactError as error:
+            checks.append(_refused("template/render", error))
     if judged.kind.format == "foundry-local":
         checks.append(_check_chat(judged.kind, judged.protocol, judged.log, judged.limits))
     return checks

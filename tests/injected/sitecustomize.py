@@ -63,16 +63,21 @@ def _graph(module):
     seconds = float(os.environ.get("INJECT_PLAYED_SECONDS", "0"))
 
     def make_reference(checkpoint, protocol, directory, *, corpus, **_):
-        from edgekiln.validators.tasks import INDEX, REFERENCE_SCHEMA
+        from edgekiln.validators.compare import INDEX, REFERENCE_SCHEMA
 
         found = module.read_corpus(corpus)
         index = {
             "schema": REFERENCE_SCHEMA,
-            "corpus": {"name": found.name, "sha256": found.sha256, "tokens": 3},
-            "windows": [{"ids": [1, 2, 3]}],
+            "vocabulary": 4096,
             "rounding": {"overflowed": 0, "underflowed": 0},
-            "latency_prompt": [1] * max(protocol.prefill_tokens),
-            "greedy": [],
+            "text": {
+                "corpus": {"name": found.name, "sha256": found.sha256, "tokens": 3},
+                "windows": [{"section": "text", "ids": [1, 2, 3]}],
+                "long": [],
+                "prompts": [],
+                "stop": [],
+                "latency_prompt": [1] * max(protocol.prefill_tokens),
+            },
         }
         with _span("reference"):
             time.sleep(seconds)
@@ -81,11 +86,11 @@ def _graph(module):
     validate = module.validate_artifact
     in_earnest = os.environ.get("INJECT_NOT_PLAYED")
 
-    def validate_artifact(path, reference, protocol, **options):
+    def validate_artifact(path, reference, protocol, expected, **options):
         from edgekiln.validators.parity import Parity
 
         if in_earnest and in_earnest in str(path):
-            return validate(path, reference, protocol, **options)
+            return validate(path, reference, protocol, expected, **options)
         with _span("validate"):
             time.sleep(seconds)
             parity = Parity(1e-4, 1e-4, 1e-4, 1e-4, 1.0, 9.0, 9.0, 2.0, protocol.greedy_tokens, 3)
