@@ -182,12 +182,12 @@ KEYS: Final = tuple(Settings.model_fields)
 #: What `profile: quick` puts in place of the defaults.
 QUICK: Final[Mapping[str, object]] = MappingProxyType(
     {
-        "window": 128,
-        "windows": 6,
-        "greedy_tokens": 16,
+        "window": 96,
+        "windows": 4,
+        "greedy_tokens": 8,
         "max_repeats": 3,
-        "prefill_tokens": (64,),
-        "decode_tokens": (32,),
+        "prefill_tokens": (32,),
+        "decode_tokens": (16,),
         "depths": (),
         "long_context": 0,
         "decode_positions": 24,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +39,31 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=False))
 
 
-def render_chat(directory: Path, messages: Sequence[dict[str, str]]) -> str:
-    """Return a conversation as the checkpoint's chat template renders it, or its last content without a template.
+def chat_renderer(directory: Path) -> Callable[[Sequence[dict[str, str]]], str]:
+    """Return what renders conversations by the checkpoint's chat template; without one it gives their last content.
 
     Raises:
-        CheckpointError: The template cannot be rendered.
+        CheckpointError: The tokenizer cannot be loaded; later, the template cannot be rendered.
     """
     from jinja2 import TemplateError
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        if tokenizer.chat_template is None:
-            return messages[-1]["content"]
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
-    except TemplateError as error:
-        raise CheckpointError(f"the chat template of {directory} cannot be rendered: {error}") from None
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"Transformers cannot load the tokenizer of {directory}: {error}") from None
+
+    def render(messages: Sequence[dict[str, str]]) -> str:
+        if tokenizer.chat_template is None:
+            return messages[-1]["content"]
+        try:
+            return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+        except (TemplateError, ValueError, KeyError) as error:
+            raise CheckpointError(f"the chat template of {directory} cannot be rendered: {error}") from None
+
+    return render
+
+
+def render_chat(directory: Path, messages: Sequence[dict[str, str]]) -> str:
+    """Return one conversation as `chat_renderer` renders it."""
+    return chat_renderer(directory)(messages)

@@ -25,6 +25,8 @@ from edgekiln.validators.weights import Place, Use, Weight, unchanged
 _PASSING: Final = frozenset({"Identity", "Cast", "Reshape", "Transpose", "Concat", "Squeeze", "Unsqueeze"})
 _PRODUCTS: Final = frozenset({"MatMul", "FusedMatMul", "Gemm"})
 #: Operators whose floating-point inputs are tables of cosines and sines, caches or scales, never weights.
+#: Inputs of GroupQueryAttention that are weights: the norms of queries and keys.
+_ATTENTION_NORMS: Final = frozenset({14, 15})
 _NO_WEIGHTS: Final = frozenset({"GroupQueryAttention", "RotaryEmbedding", "If", "Where", "Pow", "Div"})
 #: How many operators may lie between a weight and the one that uses it.
 _MAX_CHAIN: Final = 8
@@ -194,7 +196,7 @@ class _Collector:
         found: set[tuple[Use, bool]] = set()
         for reading in self._readings(name):
             op, attributes = reading.node.op_type, _attributes(reading.node)
-            if op in _NO_WEIGHTS:
+            if op in _NO_WEIGHTS and not (op == "GroupQueryAttention" and reading.index in _ATTENTION_NORMS):
                 continue
             if op in _PRODUCTS:
                 use: Use = "head" if reading.node.output[0] in self._heads else "matrix"

@@ -27,7 +27,9 @@ class Structure:
     weights_bytes: int | None
 
 
-def check_structure(kind: ArtifactKind, config: ModelConfig, *, architecture: str, genai_type: str) -> Structure:
+def check_structure(
+    kind: ArtifactKind, config: ModelConfig, *, architecture: str, genai_type: str, reread: bool = True
+) -> Structure:
     """Return every structural check of an artifact against the reference's configuration.
 
     Args:
@@ -35,7 +37,8 @@ def check_structure(kind: ArtifactKind, config: ModelConfig, *, architecture: st
         config: The reference's.
         architecture: `general.architecture` that GGUF has for this family.
         genai_type: `model.type` that ORT GenAI has for this family.
+        reread: Read a GGUF file with gguf's own reader as well, which takes seconds for a large vocabulary.
     """
     if kind.format == "gguf":
-        return Structure(*check_gguf(kind.path, config, architecture))
+        return Structure(*check_gguf(kind.path, config, architecture, reread=reread))
     return Structure(*check_onnx(kind, config, genai_type))

@@ -26,7 +26,7 @@ from edgekiln.validators.compare import choose_text, compare_artifact, write_ref
 from edgekiln.validators.conservation import QUICK_SAMPLE, audit
 from edgekiln.validators.corpus import read_corpus, read_prompts
 from edgekiln.validators.gguf_read import read_header
-from edgekiln.validators.hf_tokenizer import decode, encode, load_tokenizer, render_chat
+from edgekiln.validators.hf_tokenizer import chat_renderer, decode, encode, load_tokenizer
 from edgekiln.validators.kinds import ArtifactKind, identify
 from edgekiln.validators.latency import load_once, measure
 from edgekiln.validators.layered import LayeredModel
@@ -83,13 +83,13 @@ def reference(request: Json) -> Json:
     """
     protocol, directory = _protocol(request), Path(request["directory"])
     checkpoint = open_checkpoint(request["checkpoint"], offline=True, check_text=False)
-    tokenizer = load_tokenizer(checkpoint.directory)
+    tokenizer, render = load_tokenizer(checkpoint.directory), chat_renderer(checkpoint.directory)
     text = choose_text(
         read_corpus(Path(request["corpus"]) if request["corpus"] else None),
         read_prompts(),
         protocol,
         encode=lambda part: encode(tokenizer, part),
-        render=lambda prompt: render_chat(checkpoint.directory, [{"role": "user", "content": prompt}]),
+        render=lambda prompt: render([{"role": "user", "content": prompt}]),
         stop=checkpoint.config.eos_token_ids,
         longest=checkpoint.config.max_position_embeddings,
     )
@@ -183,6 +183,7 @@ def structure(request: Json) -> Json:
         checkpoint.config,
         architecture=checkpoint.family.gguf_architecture,
         genai_type=checkpoint.family.genai_type,
+        reread=not request["sampled"],
     )
     sound = all(entry.outcome != "fail" for entry in found.checks)
     weights = audit(kind, checkpoint, asked=request["precision"], sample=QUICK_SAMPLE if request["sampled"] else None)
