@@ -121,10 +121,10 @@ def test_what_another_device_decides_is_not_judged_here(tmp_path):
     targets = tmp_path / "t.yaml"
     targets.write_text(
         "schema: edgekiln.targets/1\ntargets:\n  phone:\n    description: a phone\n    format: gguf\n"
-        "    runtime: {name: llama.cpp, version: '>=0.3'}\n    hardware: {machine: aarch64, processor: [KA650]}\n"
+        "    runtime: {name: llama.cpp, version: '>=0.3.36'}\n    hardware: {machine: aarch64, processor: [KA650]}\n"
         "    gates: ['decode_tokens_per_second >= 1e9', 'size_bytes <= 1 GB']\n"
         "  web:\n    description: a browser\n    format: onnx\n    execution_provider: webgpu\n"
-        "    runtime: {name: onnxruntime-web, version: '>=1.20'}\n"
+        "    runtime: {name: onnxruntime-web, version: '>=1.24'}\n"
     )
     pipeline = tmp_path / "p.yaml"
     pipeline.write_text(
@@ -148,7 +148,7 @@ def test_what_another_device_decides_is_not_judged_here(tmp_path):
 
 def test_two_targets_with_one_scheme_have_an_artifact_each(tmp_path):
     targets = tmp_path / "t.yaml"
-    profile = "    description: d\n    format: gguf\n    runtime: {name: llama.cpp, version: '>=0.3'}\n"
+    profile = "    description: d\n    format: gguf\n    runtime: {name: llama.cpp, version: '>=0.3.36'}\n"
     targets.write_text(f"schema: edgekiln.targets/1\ntargets:\n  one:\n{profile}  two:\n{profile}")
     pipeline = tmp_path / "p.yaml"
     pipeline.write_text(
