@@ -38,15 +38,14 @@ def available() -> bool:
 
 def _raise_loopback() -> None:
     """Switch the loopback interface on: a process without a network has one of its own, which is off."""
-    if sys.platform != "linux":
-        return
-    import fcntl
+    if sys.platform == "linux":
+        import fcntl
 
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        asked = struct.pack("16sh", b"lo", 0)
-        (flags,) = struct.unpack_from("16xh", fcntl.ioctl(control, _GET_FLAGS, asked.ljust(40, b"\0")))
-        if not flags & _UP:
-            fcntl.ioctl(control, _SET_FLAGS, struct.pack("16sh", b"lo", flags | _UP).ljust(40, b"\0"))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+            asked = struct.pack("16sh", b"lo", 0)
+            (flags,) = struct.unpack_from("16xh", fcntl.ioctl(control, _GET_FLAGS, asked.ljust(40, b"\0")))
+            if not flags & _UP:
+                fcntl.ioctl(control, _SET_FLAGS, struct.pack("16sh", b"lo", flags | _UP).ljust(40, b"\0"))
 
 
 @contextlib.contextmanager
