@@ -12,8 +12,8 @@ from checkpoints import write_safetensors
 from edgekiln.errors import CheckpointError, StepError
 from edgekiln.safetensors import TensorInfo, read_index
 from edgekiln.validators import layer_weights
-from edgekiln.validators.layer_weights import Part, RoundedWeights, piece_rows, round_raw
-from edgekiln.validators.reference import Rounding, round_to_fp16
+from edgekiln.validators.layer_weights import Part, RoundedWeights, Rounding, piece_rows, round_raw
+from reference_model import round_to_fp16
 
 BF16 = np.arange(1 << 16, dtype=np.uint16)
 FINITE = BF16[(BF16 & 0x7F80) != 0x7F80]

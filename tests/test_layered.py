@@ -18,9 +18,9 @@ from edgekiln.checkpoint import Checkpoint, open_checkpoint
 from edgekiln.errors import CheckpointError, MachineError, StepError, UnsupportedError, UsageError
 from edgekiln.families import EMBEDDING, HEAD
 from edgekiln.validators import layer_weights, layered
-from edgekiln.validators.layer_weights import RoundedWeights
+from edgekiln.validators.layer_weights import RoundedWeights, Rounding
 from edgekiln.validators.layered import LayeredModel
-from edgekiln.validators.reference import Rounding, round_to_fp16
+from reference_model import round_parameters, round_to_fp16
 
 PLENTY = 1 << 30
 #: Positions that the head is applied to at once, with `_small_steps`.
@@ -57,9 +57,7 @@ def full_model(checkpoint: Checkpoint) -> Any:
     model = AutoModelForCausalLM.from_pretrained(
         checkpoint.directory, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
     ).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            round_to_fp16(parameter)
+    round_parameters(model)
     return model
 
 

@@ -6,6 +6,7 @@ checked against the size of the file before anything is taken from it.
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 from collections.abc import Mapping
@@ -201,7 +202,14 @@ def read_header(path: Path) -> GgufHeader:
     Raises:
         ArtifactError: It is no GGUF file of version 2 or 3, truncated, or contradicts itself.
     """
-    size = path.stat().st_size
+    status = path.stat()
+    return _read(path, status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+# Several checks of one task want it, and a large vocabulary takes 0.2 s. What tells one content of a file from another
+# is part of the key; one split into more files than this is merely read again.
+@functools.lru_cache(maxsize=8)
+def _read(path: Path, size: int, mtime_ns: int, inode: int) -> GgufHeader:  # noqa: ARG001 - the key of the cache
     with path.open("rb") as file:
         cursor = _Cursor(path, file, size)
         if cursor.take(4) != _MAGIC:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from edgekiln.safetensors import TensorInfo, TensorReader
 from edgekiln.tensors import count_defects, to_float16
-from edgekiln.validators.reference import Rounding
 
 #: Weights converted at once: small enough for the cache of a core, large enough for the interpreter not to count.
 PIECE_WEIGHTS: Final = 1 << 18
@@ -44,6 +43,19 @@ class Part:
     tensor: TensorInfo
     start: int
     out: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What rounding the weights to fp16 lost.
+
+    Attributes:
+        overflowed: Finite weights beyond fp16's range, which became infinite.
+        underflowed: Weights other than zero that became zero.
+    """
+
+    overflowed: int
+    underflowed: int
 
 
 def piece_rows(tensor: TensorInfo) -> int:

@@ -30,8 +30,7 @@ from edgekiln.families import EMBEDDING, FINAL_NORM, HEAD
 from edgekiln.model_config import ModelConfig
 from edgekiln.safetensors import TensorInfo
 from edgekiln.validators.base import LOGIT_CHUNK
-from edgekiln.validators.layer_weights import PIECE_WEIGHTS, Part, RoundedWeights, piece_rows
-from edgekiln.validators.reference import Rounding
+from edgekiln.validators.layer_weights import PIECE_WEIGHTS, Part, RoundedWeights, Rounding, piece_rows
 
 #: Told the name of a matrix, as in the checkpoint, and what it is multiplied with: float32 [positions, columns].
 Observer: TypeAlias = Callable[[str, NDArray[np.float32]], None]

@@ -1,9 +1,8 @@
-"""The reference: Hugging Face Transformers on the checkpoint's weights rounded to fp16, computed in float32."""
+"""Hugging Face Transformers as a runtime: the checkpoint itself, in float32, as a baseline for latency."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -13,38 +12,12 @@ from numpy.typing import NDArray
 from edgekiln.errors import ArtifactError
 from edgekiln.validators.base import LOGIT_CHUNK
 
-#: Weights rounded at once: 1 MB of float32.
-_SLICE: Final = 1 << 18
 #: PyTorch's own.
 _ATTENTION: Final = "sdpa"
 
 
-@dataclass(frozen=True)
-class Rounding:
-    """What rounding the weights to fp16 lost.
-
-    Attributes:
-        overflowed: Finite weights beyond fp16's range, which became infinite.
-        underflowed: Weights other than zero that became zero.
-    """
-
-    overflowed: int
-    underflowed: int
-
-
-def round_to_fp16(weights: Any) -> Rounding:
-    """Round a float32 torch tensor to fp16 in place and count what was lost, in slices that stay in the cache."""
-    overflowed = underflowed = 0
-    for part in weights.view(-1).split(_SLICE):
-        nonzero, finite = part.count_nonzero(), part.isfinite().sum()
-        part.copy_(part.half())
-        overflowed += int(finite - part.isfinite().sum())
-        underflowed += int(nonzero - part.count_nonzero())
-    return Rounding(overflowed, underflowed)
-
-
 class ReferenceRuntime:
-    """Runs a checkpoint as an artifact is run, for parity (after `round_weights`) and as a baseline for latency."""
+    """Runs a checkpoint as an artifact is run, as a baseline for latency."""
 
     libraries: ClassVar[tuple[str, ...]] = (
         "torch",
@@ -83,14 +56,6 @@ class ReferenceRuntime:
         limit = self._model.config.max_position_embeddings
         if context_tokens > limit:
             raise ArtifactError(f"{path} has a context of {limit} tokens, but the measurement needs {context_tokens}")
-
-    def round_weights(self) -> Rounding:
-        """Round all weights to fp16, as the reference of parity wants them; speed does not depend on it."""
-        import torch
-
-        with torch.no_grad():
-            lost = [round_to_fp16(parameter) for parameter in self._model.parameters()]
-        return Rounding(sum(r.overflowed for r in lost), sum(r.underflowed for r in lost))
 
     def load_tokenizer(self, path: Path) -> None:
         """Remember where tokenizer.json is; it is read when it is first used."""
