@@ -1,26 +1,17 @@
 """GGUF, the container of llama.cpp and of everything built on it.
 
 One pass from the checkpoint to the file: the header with all tensor infos first, then the data of each tensor, row
-chunk by row chunk, read and quantized ahead by worker threads and written in order. Quantized tensors are made from
-the checkpoint's own weights. llama.cpp's usual two steps go through an F16 file, which rounds bfloat16 weights below
-2⁻¹⁴ and float32 weights once more; blocks where that rounding shows then differ from ours, all others are the same.
+chunk by row chunk (`edgekiln.exporters.stream`). Quantized tensors are made from the checkpoint's own weights.
+llama.cpp's usual two steps go through an F16 file, which rounds bfloat16 weights below 2⁻¹⁴ and float32 weights once
+more; blocks where that rounding shows then differ from ours, all others are the same.
 """
 
 from __future__ import annotations
 
-import functools
-import os
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
-
-import numpy as np
-from numpy.typing import NDArray
 
 from edgekiln.checkpoint import Checkpoint
 from edgekiln.device import ANY_CPU, Device
@@ -32,19 +23,16 @@ from edgekiln.exporters.gguf_mix import MIXES, Mix, check_group_size, choose, fi
 from edgekiln.exporters.gguf_names import gguf_name
 from edgekiln.exporters.gguf_size import artifact_size
 from edgekiln.exporters.gguf_tokenizer import read_vocabulary
-from edgekiln.grids import BlockGrid, BlockRows, FloatDtype, Grid
+from edgekiln.exporters.stream import CHUNK_WEIGHTS, little_endian, write_tensors
+from edgekiln.grids import BlockGrid, BlockRows, FloatDtype, Grid, QuantizedRows
 from edgekiln.installed import package_version
 from edgekiln.journal import Extent, Journal, Layout
-from edgekiln.safetensors import TensorInfo, TensorReader, widen
 from edgekiln.scheme import Scheme
 from edgekiln.tensor_files import TensorFiles
-from edgekiln.tensors import NO_DEFECTS, Defects, count_defects
 
 FORMAT: Final = "gguf"
 #: ggml's name of each float type.
 _FLOATS: Final[Mapping[str, FloatDtype]] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-#: Each worker holds about 8 MB; this bounds the memory of an export on a machine of many processors.
-_MAX_WORKERS: Final = 16
 _GGML_FLOATS: Final = {dtype: name for name, dtype in _FLOATS.items()}
 
 
@@ -67,57 +55,6 @@ def _ggml_type(storage: Grid | FloatDtype) -> str:
     if not isinstance(storage, BlockGrid):
         raise StepError(f"a GGUF file cannot hold {storage.name}; plan it with the gguf exporter")
     return storage.ggml_type
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Rows of one tensor, as they go into the file.
-
-    Attributes:
-        rows: Their bytes, uint8 [rows, bytes of a row]; rows of no bytes if they cannot be stored.
-        defects: Weights that cannot be stored.
-    """
-
-    rows: NDArray[np.uint8]
-    defects: Defects = NO_DEFECTS
-
-
-@functools.cache
-def _bf16_to_f16() -> NDArray[np.float16]:
-    """Return the float16 nearest to each of the 65,536 bfloat16 numbers (much faster than two casts)."""
-    numbers = np.arange(1 << 16, dtype=np.uint16)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return widen(numbers, "BF16").astype(np.float16)
-
-
-def _round_to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Return finite float32 values as bfloat16, rounded to nearest even like `ggml_fp32_to_bf16_row`."""
-    bits = values.view(np.uint32)
-    return ((bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)).astype(np.uint16)
-
-
-def convert_rows(raw: NDArray[np.generic], source: str, target: FloatDtype) -> NDArray[np.generic]:
-    """Return finite weights, as the checkpoint stores them, in a float type of the file; the input is not changed.
-
-    Args:
-        raw: [rows, columns]; uint16 for BF16, else float16 or float32.
-        source: `BF16`, `F16` or `F32`.
-        target: bfloat16 comes back as uint16.
-
-    Returns:
-        [rows, columns], rounded to nearest even; what overflows is infinite.
-    """
-    if _FLOATS[source] == target:
-        return raw
-    if target == "float16" and source == "BF16":
-        return _bf16_to_f16().take(raw.view(np.uint16))
-    wide = widen(raw, source)
-    if target == "float32":
-        return wide
-    if target == "bfloat16":
-        return _round_to_bf16(wide)
-    with np.errstate(over="ignore"):
-        return wide.astype(np.float16)
 
 
 #: llama.cpp's backends (the table in its README): each loads the same file and converts what it has no kernel for.
@@ -163,14 +100,14 @@ class Gguf:
     nearest: Mapping[str, str] = MappingProxyType({"nf4": "iq4_nl"})
     asymmetric: Mapping[str, str] = MappingProxyType({"q4_0": "q4_1", "q5_0": "q5_1"})
 
-    def __init__(self, threads: int | None = None, chunk_weights: int = 1 << 20) -> None:
+    def __init__(self, threads: int | None = None, chunk_weights: int = CHUNK_WEIGHTS) -> None:
         """Set how the work is divided; the file is the same whatever the two are.
 
         Args:
-            threads: Workers that read and quantize; None takes the processors of this machine.
+            threads: Workers that read and quantize, see `write_tensors`.
             chunk_weights: Weights of one piece of work, rounded to whole rows.
         """
-        self._threads = threads or min(os.cpu_count() or 1, _MAX_WORKERS)
+        self._threads = threads
         self._chunk_weights = chunk_weights
 
     def unsupported(self, scheme: Scheme, device: Device) -> str | None:
@@ -228,12 +165,10 @@ class Gguf:
             StepError: A weight is NaN or infinite, or overflows the type of its tensor.
         """
         header, name = _header(checkpoint, plan), file_name(plan)
-        with checkpoint.reader() as reader, TensorFiles(directory, _layout(plan, len(header)), journal) as files:
+        with TensorFiles(directory, _layout(plan, len(header)), journal) as files:
             files.put(name, 0, header)
-            due = [tensor for tensor in plan.tensors if not files.is_done(tensor.name)]
-            with closing(self._chunks(checkpoint, due, reader, quantize, threads or self._threads)) as chunks:
-                for tensor in due:
-                    _write_tensor(files, tensor, chunks)
+            workers, weights = threads or self._threads, self._chunk_weights
+            write_tensors(files, checkpoint, plan.tensors, quantize, _pack, threads=workers, chunk_weights=weights)
 
     def size(self, checkpoint: Checkpoint, plan: ExportPlan) -> int:
         """Return the bytes of the artifact, to the byte. See `Exporter.size`."""
@@ -242,33 +177,6 @@ class Gguf:
     def tool_versions(self) -> Mapping[str, str]:
         """Return the versions of the libraries that touch the bytes; the quantizer names its own."""
         return {name: package_version(name) for name in ("gguf", "numpy")}
-
-    def _chunks(
-        self,
-        checkpoint: Checkpoint,
-        tensors: Iterable[TensorPlan],
-        reader: TensorReader,
-        quantize: Quantize,
-        threads: int,
-    ) -> Generator[tuple[str, _Chunk]]:
-        """Yield the chunks of some tensors in order, a few of them being made ahead."""
-        ahead: deque[tuple[str, Future[_Chunk]]] = deque()
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="gguf")
-        try:
-            for tensor in tensors:
-                info = checkpoint.tensors[tensor.sources[0]]
-                step = max(1, self._chunk_weights // info.columns)
-                for start in range(0, info.rows, step):
-                    rows = range(start, min(start + step, info.rows))
-                    ahead.append((tensor.name, pool.submit(_make_chunk, reader, info, rows, tensor, quantize)))
-                    while len(ahead) > threads + 2:
-                        name, future = ahead.popleft()
-                        yield name, future.result()
-            while ahead:
-                name, future = ahead.popleft()
-                yield name, future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _tensor_names(checkpoint: Checkpoint) -> dict[str, str]:
@@ -313,33 +221,8 @@ def _layout(plan: ExportPlan, start: int) -> Layout:
     return Layout({file: start + offsets[-1]}, extents)
 
 
-def _write_tensor(files: TensorFiles, tensor: TensorPlan, chunks: Iterator[tuple[str, _Chunk]]) -> None:
-    """Write one tensor's chunks, of which `chunks` yields exactly its own next."""
-    defects, rows = NO_DEFECTS, 0
-    while rows < int(np.prod(tensor.shape[:-1], dtype=np.int64)):
-        name, chunk = next(chunks)
-        rows, defects = rows + len(chunk.rows), defects + chunk.defects
-        if name != tensor.name:
-            raise StepError(f"chunks are out of order: {name} came where {tensor.name} was due")
-        if not defects:
-            files.write(tensor.name, chunk.rows.data)
-    defects.require_none(tensor.sources[0], tensor.storage if isinstance(tensor.storage, str) else "float32")
-    files.complete(tensor.name)
-
-
-def _make_chunk(reader: TensorReader, info: TensorInfo, rows: range, tensor: TensorPlan, quantize: Quantize) -> _Chunk:
-    """Read rows and bring them into the form of the file."""
-    raw = reader.raw_rows(info, rows.start, rows.stop)
-    if defects := count_defects(raw, info.dtype):
-        return _Chunk(np.empty((len(rows), 0), np.uint8), defects)
-    if isinstance(tensor.storage, str):
-        converted = convert_rows(raw, info.dtype, tensor.storage)
-        overflowed = Defects(overflowed=count_defects(converted, _ggml_type(tensor.storage)).infinite)
-        return _Chunk(np.ascontiguousarray(converted).view(np.uint8), overflowed)
-    try:
-        quantized = quantize(widen(raw, info.dtype), tensor.storage)
-    except StepError as error:
-        raise StepError(f"{info.name}: {error}") from None
-    if not isinstance(quantized, BlockRows) or quantized.grid != tensor.storage:
-        raise StepError(f"{tensor.name} was to be {tensor.storage.name}, but its quantizer returned another grid")
-    return _Chunk(np.ascontiguousarray(quantized.blocks))
+def _pack(quantized: QuantizedRows) -> tuple[memoryview]:
+    """Return the bytes of rows of blocks."""
+    if not isinstance(quantized, BlockRows):
+        raise TypeError(f"a GGUF file does not hold {type(quantized).__name__}")
+    return (little_endian(quantized.blocks),)

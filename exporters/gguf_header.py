@@ -68,6 +68,13 @@ def _string(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
+def _strings(texts: Sequence[str]) -> bytes:
+    """Return many strings, each behind its length; a vocabulary with its merges has 300,000."""
+    data = list(map(str.encode, texts))
+    lengths = map(struct.Struct("<Q").pack, map(len, data))
+    return b"".join(itertools.chain.from_iterable(zip(lengths, data, strict=True)))
+
+
 def _value(key: str, value: object, kind: int) -> Iterable[bytes]:
     """Yield a value with the number of its type before it."""
     from gguf import GGUFValueType as Kind
@@ -78,10 +85,10 @@ def _value(key: str, value: object, kind: int) -> Iterable[bytes]:
         yield struct.pack(scalars[Kind(kind)], value)
     elif isinstance(value, str):
         yield _string(value)
-    elif isinstance(value, Sequence) and all(type(item) is str for item in value):
+    elif isinstance(value, Sequence) and set(map(type, value)) <= {str}:
         yield struct.pack("<IQ", Kind.STRING, len(value))
-        yield b"".join(map(_string, value))
-    elif isinstance(value, Sequence) and all(type(item) is int for item in value):
+        yield _strings(value)
+    elif isinstance(value, Sequence) and set(map(type, value)) <= {int}:
         yield struct.pack("<IQ", Kind.INT32, len(value))
         yield np.asarray(value, dtype="<i4").tobytes()
     else:

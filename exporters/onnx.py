@@ -6,13 +6,10 @@ whole tensor is ever in memory.
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal
@@ -22,12 +19,13 @@ from numpy.typing import NDArray
 
 from edgekiln.checkpoint import TOKENIZER_FILES, Checkpoint
 from edgekiln.device import ANY_CPU, Device
-from edgekiln.errors import StepError, UnsupportedError, UsageError
+from edgekiln.errors import UnsupportedError, UsageError
 from edgekiln.exporters.base import ExportPlan, Quantize, TensorPlan, unknown_precision, unknown_provider
 from edgekiln.exporters.genai_config import genai_config
-from edgekiln.exporters.onnx_layout import ROTARY_TABLES, Placed, Role, layout, place, stored_bytes
+from edgekiln.exporters.onnx_layout import ROTARY_TABLES, Placed, layout, place, stored_bytes
 from edgekiln.exporters.onnx_providers import PROVIDERS, REFUSED, OnnxProvider
 from edgekiln.exporters.onnx_size import artifact_size
+from edgekiln.exporters.stream import CHUNK_WEIGHTS, little_endian, write_tensors
 from edgekiln.families import EMBEDDING, HEAD
 from edgekiln.grids import (
     CodebookGrid,
@@ -37,19 +35,15 @@ from edgekiln.grids import (
     IntegerGrid,
     IntegerRows,
     QuantizedRows,
-    ScaleDtype,
 )
 from edgekiln.installed import package_version
 from edgekiln.journal import Journal
-from edgekiln.safetensors import TensorInfo, TensorReader
+from edgekiln.safetensors import TensorInfo
 from edgekiln.scheme import Scheme
 from edgekiln.tensor_files import TensorFiles
-from edgekiln.tensors import NO_DEFECTS, Defects, count_defects, to_float16
 
 MODEL_FILE: Final = "model.onnx"
 TOOLS: Final = ("mobius-onnx", "numpy", "onnx", "onnx-ir", "onnxruntime", "torch", "transformers")
-_LITTLE_ENDIAN: Final = {"float16": "<f2", "float32": "<f4"}
-_CHUNK_WEIGHTS: Final = 1 << 20
 _GROUP_SIZES: Final = (16, 32, 64, 128, 256)
 _DEFAULT_GROUP: Final = {"int8": 32, "int4": 32, "nf4": 64}
 #: What embeddings and head are stored as when the scheme does not say: no operator looks NF4 up, and an int8 head
@@ -71,6 +65,11 @@ class Onnx:
     providers: Mapping[str, str] = MappingProxyType({name: entry.meaning for name, entry in PROVIDERS.items()})
     nearest: Mapping[str, str] = MappingProxyType({})
     asymmetric: Mapping[str, str] = MappingProxyType({})
+
+    def __init__(self, threads: int | None = None, chunk_weights: int = CHUNK_WEIGHTS) -> None:
+        """Set how the work is divided; the files are the same whatever the two are. See `write_tensors`."""
+        self._threads = threads
+        self._chunk_weights = chunk_weights
 
     def unsupported(self, scheme: Scheme, device: Device) -> str | None:
         """Return why there is no such artifact for `device`, or None. See `Exporter.unsupported`."""
@@ -124,19 +123,19 @@ class Onnx:
     ) -> None:
         """Write model.onnx, its data, genai_config.json and the tokenizer files. See `Exporter.write`."""
         placed = place(plan.tensors)
-        with TensorFiles(directory, layout(placed), journal) as files, checkpoint.reader() as reader:
-            computed = _write_graph(checkpoint, placed, PROVIDERS[plan.device.execution_provider], directory)
-            for name, item in placed.items():
-                if files.is_done(name):
-                    continue
-                if item.plan.sources:
-                    infos = [checkpoint.tensors[source] for source in item.plan.sources]
-                    with closing(_made_ahead(item, infos, reader, quantize, threads)) as chunks:
-                        _write_tensor(files, item, chunks)
-                else:
-                    dtype = _LITTLE_ENDIAN[item.parts["values"].dtype]
-                    files.write(name, computed[name].astype(dtype, copy=False).tobytes())
-                files.complete(name)
+        stored = [tensor for tensor in plan.tensors if tensor.sources]
+        with (
+            TensorFiles(directory, layout(placed), journal) as files,
+            ThreadPoolExecutor(1, thread_name_prefix="graph") as aside,
+        ):
+            # Its frameworks need seconds to load, and one core: the weights go on meanwhile.
+            graph = aside.submit(_write_graph, checkpoint, placed, PROVIDERS[plan.device.execution_provider], directory)
+            workers, weights = threads or self._threads, self._chunk_weights
+            write_tensors(files, checkpoint, stored, quantize, pack_rows, threads=workers, chunk_weights=weights)
+            for name, values in graph.result().items():
+                if not files.is_done(name):
+                    files.write(name, little_endian(values.astype(placed[name].parts["values"].dtype, copy=False)))
+                    files.complete(name)
         text = genai_config(checkpoint.config, MODEL_FILE, plan.device)
         (directory / "genai_config.json").write_text(text, encoding="utf-8", newline="\n")
         for name in TOKENIZER_FILES:
@@ -236,49 +235,18 @@ def _plan_tensor(
     return TensorPlan(name, sources, shape, storage, stored_bytes(storage, shape))
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """Rows of one tensor as they go into the file: bytes for each initializer, or none and what is wrong with them."""
-
-    pieces: Mapping[Role, bytes]
-    defects: Defects = NO_DEFECTS
-
-
-def _make_chunk(name: str, rows: NDArray[np.float32], storage: Grid | FloatDtype, quantize: Quantize) -> _Chunk:
-    """Bring rows of the checkpoint's tensor `name` into the form of the file."""
-    if defects := count_defects(rows, "F32"):
-        return _Chunk({}, defects)
-    if storage == "float32":
-        return _Chunk({"values": rows.astype("<f4", copy=False).tobytes()})
-    if storage == "float16":
-        half = to_float16(rows)
-        overflowed = Defects(overflowed=count_defects(half, "F16").infinite)
-        return _Chunk({"values": half.astype("<f2", copy=False).tobytes()}, overflowed)
-    if storage == "bfloat16":
-        raise TypeError("an ONNX file holds no bfloat16 here")
-    try:
-        return _Chunk(pack_rows(quantize(rows, storage)))
-    except StepError as error:
-        raise StepError(f"{name}: {error}") from None
-
-
-def pack_rows(quantized: QuantizedRows) -> dict[Role, bytes]:
-    """Return the bytes of quantized rows for each initializer; nothing is rounded."""
+def pack_rows(quantized: QuantizedRows) -> tuple[memoryview, ...]:
+    """Return the bytes of quantized rows for each initializer, in the order of `parts_of`; nothing is rounded."""
     match quantized:
         case IntegerRows(grid, _, codes, scales, zero_points):
-            packed: dict[Role, bytes] = {"codes": codes.tobytes(), "scales": _scale_bytes(scales, grid.scale_dtype)}
-            if zero_points is not None:
-                packed["zero_points"] = pack_zero_points(zero_points, grid.bits).tobytes()
-            return packed
+            packed = little_endian(codes), little_endian(scales.astype(grid.scale_dtype, copy=False))
+            if zero_points is None:
+                return packed
+            return *packed, little_endian(pack_zero_points(zero_points, grid.bits))
         case CodebookRows(grid, _, codes, absmax):
-            return {"codes": codes.tobytes(), "absmax": _scale_bytes(absmax, grid.scale_dtype)}
+            return little_endian(codes), little_endian(absmax.astype(grid.scale_dtype, copy=False))
         case _:
             raise TypeError(f"an ONNX file does not hold {type(quantized).__name__}")
-
-
-def _scale_bytes(scales: NDArray[np.float32], dtype: ScaleDtype) -> bytes:
-    """Return scales, which the quantizer rounded to `dtype`, in that type."""
-    return scales.astype(_LITTLE_ENDIAN[dtype], copy=False).tobytes()
 
 
 def pack_zero_points(zero_points: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
@@ -290,48 +258,6 @@ def pack_zero_points(zero_points: NDArray[np.uint8], bits: int) -> NDArray[np.ui
     padded[:, :groups] = zero_points
     packed: NDArray[np.uint8] = padded[:, 0::2] | (padded[:, 1::2] << 4)
     return packed
-
-
-def _chunks(infos: list[TensorInfo], weights: int) -> Iterator[tuple[TensorInfo, int, int]]:
-    for info in infos:
-        step = max(1, weights // info.columns)
-        for start in range(0, info.rows, step):
-            yield info, start, min(start + step, info.rows)
-
-
-def _write_tensor(files: TensorFiles, item: Placed, chunks: Iterable[tuple[str, _Chunk]]) -> None:
-    """Write the chunks of one tensor in their order.
-
-    Raises:
-        StepError: Some of its weights cannot be stored; all of them are counted before.
-    """
-    part = {role: index for index, role in enumerate(item.parts)}
-    defects = dict.fromkeys(item.plan.sources, NO_DEFECTS)
-    for source, chunk in chunks:
-        defects[source] += chunk.defects
-        for role, data in chunk.pieces.items():
-            files.write(item.plan.name, data, part[role])
-    for source, found in defects.items():
-        found.require_none(source, "float16")
-
-
-def _made_ahead(
-    item: Placed, infos: list[TensorInfo], reader: TensorReader, quantize: Quantize, threads: int | None
-) -> Generator[tuple[str, _Chunk]]:
-    """Yield the chunks of one tensor with their sources in order, a few of them being made ahead."""
-
-    def work(chunk: tuple[TensorInfo, int, int]) -> tuple[str, _Chunk]:
-        info, start, stop = chunk
-        return info.name, _make_chunk(info.name, reader.rows(info, start, stop), item.plan.storage, quantize)
-
-    workers = threads or min(4, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool:
-        chunks = _chunks(infos, _CHUNK_WEIGHTS)
-        pending: list[Future[tuple[str, _Chunk]]] = [pool.submit(work, each) for each in islice(chunks, workers + 1)]
-        while pending:
-            made = pending.pop(0).result()
-            pending.extend(pool.submit(work, chunk) for chunk in islice(chunks, 1))
-            yield made
 
 
 def _write_graph(

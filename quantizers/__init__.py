@@ -13,6 +13,7 @@ from edgekiln.grids import CodebookGrid, Grid, IntegerGrid
 from edgekiln.quantizers.ggml import Ggml
 from edgekiln.quantizers.integer import IntegerQuantizer
 from edgekiln.quantizers.nf4 import Nf4
+from edgekiln.quantizers.shared import SHARED_GRID, SharedInt4
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
     from edgekiln.quantizers.base import Quantizer
 
 QUANTIZERS: Mapping[str, Quantizer] = MappingProxyType(
-    {"int8": IntegerQuantizer(8), "int4": IntegerQuantizer(4), "nf4": Nf4(), "ggml": Ggml()}
+    {"int8": IntegerQuantizer(8), "int4": IntegerQuantizer(4), "shared": SharedInt4(), "nf4": Nf4(), "ggml": Ggml()}
 )
 
 
 def quantizer_for(grid: Grid) -> Quantizer:
     """Return the round-to-nearest quantizer of a grid."""
+    if grid == SHARED_GRID:
+        return QUANTIZERS["shared"]
     match grid:
         case IntegerGrid(bits=bits):
             return QUANTIZERS[f"int{bits}"]

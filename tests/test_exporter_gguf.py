@@ -21,12 +21,13 @@ from edgekiln.checkpoint import Checkpoint, open_checkpoint
 from edgekiln.device import Device
 from edgekiln.errors import CheckpointError, EdgekilnError, StepError, UnsupportedError, UsageError
 from edgekiln.exporters.base import ExportPlan, TensorPlan
-from edgekiln.exporters.gguf import Gguf, convert_rows
+from edgekiln.exporters.gguf import Gguf
 from edgekiln.exporters.gguf_mix import MIXES
 from edgekiln.grids import BlockGrid, Grid, IntegerGrid, IntegerRows
 from edgekiln.quantizers.ggml import Ggml
 from edgekiln.safetensors import FLOAT_BYTES, widen
 from edgekiln.scheme import Scheme
+from edgekiln.tensors import convert_rows
 
 MIX_NAMES = tuple(name for name, mix in MIXES.items() if not mix.is_float and name not in {"int4", "int8"})
 
