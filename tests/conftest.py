@@ -1,6 +1,11 @@
-"""No test reads or writes the user's own cache, or waits for another's measurement."""
+"""No test reads or writes the user's own cache, or waits for another's measurement; all can be interrupted."""
+
+import signal
 
 import pytest
+
+# A shell starts what runs in the background deaf to Ctrl-C, and the processes that tests interrupt would inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")
