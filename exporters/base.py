@@ -32,6 +32,7 @@ class TensorPlan:
         storage: The grid, or the float type, that it lies in.
         nbytes: Bytes in the artifact; 0 when it shares those of another tensor.
         note: Why it differs from what the scheme asked for; None when it does not.
+        through: Float type that the weights are rounded to before they are quantized; None for none.
     """
 
     name: str
@@ -40,6 +41,7 @@ class TensorPlan:
     storage: Grid | FloatDtype
     nbytes: int
     note: str | None = None
+    through: FloatDtype | None = None
 
     @property
     def storage_name(self) -> str:
@@ -155,8 +157,8 @@ def unknown_precision(
     container: str, scheme: Scheme, precisions: Mapping[str, str], instead: Mapping[str, str]
 ) -> str | None:
     """Return which precision of `scheme` a container lacks and what to use, or None when it lacks none."""
-    for precision in (scheme.precision, scheme.embedding_precision, scheme.head_precision):
-        if precision is not None and precision not in precisions:
+    for precision in scheme.precisions:
+        if precision not in precisions:
             hint = f"use {instead[precision]}, the nearest it has" if precision in instead else None
             return f"{container} does not hold {precision}; {hint or nearest(precision, precisions)}"
     return None

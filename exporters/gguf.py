@@ -8,26 +8,27 @@ more; blocks where that rounding shows then differ from ours, all others are the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
 from edgekiln.checkpoint import Checkpoint
 from edgekiln.device import ANY_CPU, Device
-from edgekiln.errors import CheckpointError, StepError, UnsupportedError
+from edgekiln.errors import CheckpointError, StepError, UnsupportedError, UsageError
 from edgekiln.exporters.base import ExportPlan, Quantize, TensorPlan, unknown_precision, unknown_provider
 from edgekiln.exporters.gguf_header import TensorEntry, pack_header, place
-from edgekiln.exporters.gguf_metadata import add_general, add_hyper_parameters, add_sampling, add_tokenizer
+from edgekiln.exporters.gguf_metadata import add_general, add_hyper_parameters, add_sampling, add_split, add_tokenizer
 from edgekiln.exporters.gguf_mix import MIXES, Mix, check_group_size, choose, find_mix, tensor_bytes
 from edgekiln.exporters.gguf_names import gguf_name
 from edgekiln.exporters.gguf_size import artifact_size
 from edgekiln.exporters.gguf_tokenizer import read_vocabulary
+from edgekiln.exporters.shards import divide, numbered
 from edgekiln.exporters.stream import CHUNK_WEIGHTS, little_endian, write_tensors
 from edgekiln.grids import BlockGrid, BlockRows, FloatDtype, Grid, QuantizedRows
 from edgekiln.installed import package_version
 from edgekiln.journal import Extent, Journal, Layout
-from edgekiln.scheme import Scheme
+from edgekiln.scheme import Scheme, overridden
 from edgekiln.tensor_files import TensorFiles
 
 FORMAT: Final = "gguf"
@@ -36,9 +37,11 @@ _FLOATS: Final[Mapping[str, FloatDtype]] = {"F32": "float32", "F16": "float16", 
 _GGML_FLOATS: Final = {dtype: name for name, dtype in _FLOATS.items()}
 
 
-def file_name(plan: ExportPlan) -> str:
-    """Return the name of the artifact's file: `model-Q4_K_M.gguf`."""
-    return f"model-{_mix(plan.scheme).label}.gguf"
+def shards(plan: ExportPlan) -> dict[str, tuple[TensorPlan, ...]]:
+    """Return the tensors of each file by its name: `model-Q4_K_M.gguf`, `model-Q4_K_M-00001-of-00003.gguf`."""
+    divided = divide(plan.tensors, plan.scheme.split_max_size)
+    names = numbered(f"model-{plan.container_type}", ".gguf", len(divided))
+    return dict(zip(names, divided, strict=True))
 
 
 def _mix(scheme: Scheme) -> Mix:
@@ -129,14 +132,17 @@ class Gguf:
         """
         if reason := self._no_backend(device):
             raise UnsupportedError(reason)
+        if scheme.accuracy_level is not None:
+            raise UsageError("accuracy_level is of ONNX Runtime's MatMulNBits; GGUF has none, so leave it out")
         mix = _mix(scheme)
+        ends, overrides = overridden(scheme, checkpoint.matrices)
         check_group_size(scheme.precision, scheme.group_size)
-        check_group_size(scheme.embedding_precision or scheme.precision, scheme.embedding_group_size)
+        check_group_size(ends.embedding_precision or scheme.precision, scheme.embedding_group_size)
         read_vocabulary(checkpoint)
         names = _tensor_names(checkpoint)
         tensors: list[TensorPlan] = []
         for source, info in checkpoint.tensors.items():
-            choice = choose(mix, scheme, checkpoint.config, names[source], info.shape)
+            choice = choose(mix, ends, checkpoint.config, names[source], info.shape, overrides.get(source))
             tensors.append(
                 TensorPlan(
                     name=names[source],
@@ -145,6 +151,7 @@ class Gguf:
                     storage=_storage(choice.ggml_type),
                     nbytes=tensor_bytes(choice.ggml_type, info.shape),
                     note=choice.note,
+                    through="float16" if scheme.gguf_source == "f16" else None,
                 )
             )
         return ExportPlan(FORMAT, scheme, mix.label, tuple(tensors), device)
@@ -164,15 +171,16 @@ class Gguf:
         Raises:
             StepError: A weight is NaN or infinite, or overflows the type of its tensor.
         """
-        header, name = _header(checkpoint, plan), file_name(plan)
-        with TensorFiles(directory, _layout(plan, len(header)), journal) as files:
-            files.put(name, 0, header)
+        headers = _headers(checkpoint, plan)
+        with TensorFiles(directory, _layout(plan, headers), journal) as files:
+            for name, header in headers.items():
+                files.put(name, 0, header)
             workers, weights = threads or self._threads, self._chunk_weights
             write_tensors(files, checkpoint, plan.tensors, quantize, _pack, threads=workers, chunk_weights=weights)
 
     def size(self, checkpoint: Checkpoint, plan: ExportPlan) -> int:
         """Return the bytes of the artifact, to the byte. See `Exporter.size`."""
-        return artifact_size(checkpoint, plan, file_name(plan))
+        return artifact_size(checkpoint, plan, shards(plan))
 
     def tool_versions(self) -> Mapping[str, str]:
         """Return the versions of the libraries that touch the bytes; the quantizer names its own."""
@@ -196,29 +204,45 @@ def _tensor_names(checkpoint: Checkpoint) -> dict[str, str]:
     return names
 
 
-def _header(checkpoint: Checkpoint, plan: ExportPlan) -> bytes:
-    """Return everything before the data: metadata, then name, shape, type and offset of every tensor."""
+def _headers(checkpoint: Checkpoint, plan: ExportPlan) -> dict[str, bytes]:
+    """Return everything before the data of each file: metadata, then name, shape, type and offset of every tensor.
+
+    Of several files the first one has the metadata of the model, and each says which it is.
+    """
     from gguf import GGUFWriter
 
-    writer = GGUFWriter(None, checkpoint.family.gguf_architecture)
-    add_general(writer, checkpoint, _mix(plan.scheme))
-    add_hyper_parameters(writer, checkpoint)
-    add_sampling(writer, checkpoint)
-    add_tokenizer(writer, checkpoint, read_vocabulary(checkpoint))
-    return pack_header(writer, _entries(plan))
+    files = shards(plan)
+    headers = {}
+    for number, (name, tensors) in enumerate(files.items()):
+        writer = GGUFWriter(None, checkpoint.family.gguf_architecture)
+        if number == 0:
+            add_general(writer, checkpoint, _mix(plan.scheme))
+            add_hyper_parameters(writer, checkpoint)
+            add_sampling(writer, checkpoint)
+            add_tokenizer(writer, checkpoint, read_vocabulary(checkpoint))
+        else:
+            writer.kv_data[0].clear()  # the architecture, which the writer adds by itself
+        if len(files) > 1:
+            add_split(writer, number, len(files), len(plan.tensors))
+        headers[name] = pack_header(writer, _entries(tensors))
+    return headers
 
 
-def _entries(plan: ExportPlan) -> list[TensorEntry]:
-    return [TensorEntry(t.name, t.shape, _ggml_type(t.storage), t.nbytes) for t in plan.tensors]
+def _entries(tensors: Sequence[TensorPlan]) -> list[TensorEntry]:
+    return [TensorEntry(t.name, t.shape, _ggml_type(t.storage), t.nbytes) for t in tensors]
 
 
-def _layout(plan: ExportPlan, start: int) -> Layout:
-    """Return where the tensors lie, the first one at `start`."""
+def _layout(plan: ExportPlan, headers: Mapping[str, bytes]) -> Layout:
+    """Return where the tensors lie: in each file behind its header."""
     from gguf import GGUF_DEFAULT_ALIGNMENT
 
-    file, *offsets = file_name(plan), *place(_entries(plan), GGUF_DEFAULT_ALIGNMENT)
-    extents = {t.name: (Extent(file, start + at, t.nbytes),) for t, at in zip(plan.tensors, offsets, strict=False)}
-    return Layout({file: start + offsets[-1]}, extents)
+    sizes: dict[str, int] = {}
+    extents: dict[str, tuple[Extent, ...]] = {}
+    for file, tensors in shards(plan).items():
+        start, offsets = len(headers[file]), place(_entries(tensors), GGUF_DEFAULT_ALIGNMENT)
+        sizes[file] = start + offsets[-1]
+        extents |= {t.name: (Extent(file, start + at, t.nbytes),) for t, at in zip(tensors, offsets, strict=False)}
+    return Layout(sizes, extents)
 
 
 def _pack(quantized: QuantizedRows) -> tuple[memoryview]:

@@ -80,7 +80,7 @@ def _value(key: str, value: object, kind: int) -> Iterable[bytes]:
     from gguf import GGUFValueType as Kind
 
     yield struct.pack("<I", kind)
-    scalars = {Kind.UINT32: "<I", Kind.INT32: "<i", Kind.FLOAT32: "<f", Kind.BOOL: "<?"}
+    scalars = {Kind.UINT16: "<H", Kind.UINT32: "<I", Kind.INT32: "<i", Kind.FLOAT32: "<f", Kind.BOOL: "<?"}
     if kind in scalars:
         yield struct.pack(scalars[Kind(kind)], value)
     elif isinstance(value, str):

@@ -53,6 +53,15 @@ def add_general(writer: GGUFWriter, checkpoint: Checkpoint, mix: Mix) -> None:
     writer.add_quantization_version(GGML_QUANT_VERSION)
 
 
+def add_split(writer: GGUFWriter, number: int, count: int, tensors: int) -> None:
+    """Add `split.*`: which of how many files this is, counted from 0, and how many tensors there are in all of them."""
+    from gguf import Keys
+
+    writer.add_uint16(Keys.Split.LLM_KV_SPLIT_NO, number)
+    writer.add_uint16(Keys.Split.LLM_KV_SPLIT_COUNT, count)
+    writer.add_int32(Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, tensors)
+
+
 def add_hyper_parameters(writer: GGUFWriter, checkpoint: Checkpoint) -> None:
     """Add `<architecture>.*`."""
     config = checkpoint.config

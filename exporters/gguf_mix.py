@@ -237,7 +237,7 @@ def _tensor_type(precision: str, scheme: Scheme) -> str:
     return find_mix(precision, symmetric=scheme.symmetric or precision != "int4").base
 
 
-def _override(name: str, scheme: Scheme, config: ModelConfig) -> str | None:
+def _end_precision(name: str, scheme: Scheme, config: ModelConfig) -> str | None:
     """Return the precision that the scheme itself gives the embeddings or the head."""
     if name == "output.weight":
         return scheme.head_precision
@@ -254,7 +254,9 @@ def _override(name: str, scheme: Scheme, config: ModelConfig) -> str | None:
     return next(iter(sorted(asked)), None)
 
 
-def choose(mix: Mix, scheme: Scheme, config: ModelConfig, name: str, shape: tuple[int, ...]) -> Choice:
+def choose(
+    mix: Mix, scheme: Scheme, config: ModelConfig, name: str, shape: tuple[int, ...], override: str | None = None
+) -> Choice:
     """Return the ggml type of one tensor.
 
     Args:
@@ -263,6 +265,7 @@ def choose(mix: Mix, scheme: Scheme, config: ModelConfig, name: str, shape: tupl
         config: The model.
         name: The tensor's name in GGUF.
         shape: Row-major.
+        override: The precision that was asked for this matrix; None to leave it to the mix.
 
     Raises:
         UsageError: A precision of embeddings or head is unknown, or the two contradict each other.
@@ -270,7 +273,7 @@ def choose(mix: Mix, scheme: Scheme, config: ModelConfig, name: str, shape: tupl
     """
     if len(shape) < 2:
         return Choice("F32")  # norms and biases, as in llama.cpp
-    override = _override(name, scheme, config)
+    override = override or _end_precision(name, scheme, config)
     if override is not None:
         wanted = _tensor_type(override, scheme)
         why = None

@@ -5,11 +5,11 @@ What is counted here is what `gguf_header` packs and `gguf_metadata` adds; tests
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from edgekiln.checkpoint import Checkpoint
-from edgekiln.exporters.base import ExportPlan
+from edgekiln.exporters.base import ExportPlan, TensorPlan
 from edgekiln.exporters.gguf_metadata import KNOWN_ENDS, MOST_OTHER_ENDS, model_name, size_label
 from edgekiln.exporters.gguf_tokenizer import Vocabulary, read_vocabulary
 from edgekiln.exporters.manifest_size import sealed_size
@@ -23,6 +23,8 @@ _ARRAY: Final = _KIND + 4 + 8
 #: Integers and floats of the metadata; a boolean takes one byte.
 _NUMBER: Final = 4
 _ALIGNMENT: Final = 32
+#: What each of several files has, and the bytes of the value.
+_SPLIT: Final = {"split.no": 2, "split.count": 2, "split.tensors.count": 4}
 _TOOLS: Final = ("gguf", "llama-cpp-python", "numpy")
 
 _HYPER_PARAMETERS: Final = (
@@ -84,8 +86,8 @@ def _texts(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Iterator[tuple[str
         yield "tokenizer.chat_template", checkpoint.chat_template
 
 
-def header_size(checkpoint: Checkpoint, plan: ExportPlan) -> int:
-    """Return the bytes before the data: metadata, then name, shape, type and offset of every tensor, padded."""
+def metadata_size(checkpoint: Checkpoint) -> int:
+    """Return the bytes before the tensor infos."""
     vocabulary = read_vocabulary(checkpoint)
     size = _FIXED
     size += sum(_text(key) + _KIND + _NUMBER for key in _numbers(checkpoint, vocabulary))
@@ -97,17 +99,39 @@ def header_size(checkpoint: Checkpoint, plan: ExportPlan) -> int:
         ("tokenizer.ggml.merges", len(vocabulary.merges), vocabulary.merge_bytes),
     ):
         size += _text(key) + _ARRAY + _LENGTH * count + characters
-    for tensor in plan.tensors:  # number of dimensions, dimensions, type, offset
-        size += _text(tensor.name) + 4 + 8 * len(tensor.shape) + 4 + 8
-    return _aligned(size)
+    return size
 
 
-def artifact_size(checkpoint: Checkpoint, plan: ExportPlan, file_name: str) -> int:
-    """Return the bytes of the artifact directory; every tensor begins, and the file ends, at the alignment.
+def _infos_size(tensors: Sequence[TensorPlan]) -> int:
+    """Return the bytes of the tensor infos: name, number of dimensions, dimensions, type, offset."""
+    return sum(_text(tensor.name) + 4 + 8 * len(tensor.shape) + 4 + 8 for tensor in tensors)
+
+
+def header_sizes(checkpoint: Checkpoint, plan_shards: Mapping[str, Sequence[TensorPlan]]) -> dict[str, int]:
+    """Return the bytes before the data of each file: metadata, then the tensor infos, padded.
+
+    Args:
+        checkpoint: The source.
+        plan_shards: The tensors of each file by its name; of several files the first has the metadata of the model.
+    """
+    split = sum(_text(key) + _KIND + size for key, size in _SPLIT.items()) if len(plan_shards) > 1 else 0
+    sizes: dict[str, int] = {}
+    for name, tensors in plan_shards.items():
+        metadata = _FIXED if sizes else metadata_size(checkpoint)
+        sizes[name] = _aligned(metadata + split + _infos_size(tensors))
+    return sizes
+
+
+def artifact_size(checkpoint: Checkpoint, plan: ExportPlan, plan_shards: Mapping[str, Sequence[TensorPlan]]) -> int:
+    """Return the bytes of the artifact directory; every tensor begins, and each file ends, at the alignment.
 
     Raises:
         CheckpointError: The tokenizer is malformed.
         UnsupportedError: llama.cpp has no such tokenizer.
     """
-    size = header_size(checkpoint, plan) + sum(_aligned(tensor.nbytes) for tensor in plan.tensors)
-    return sealed_size(checkpoint, plan, {file_name: size}, _TOOLS)
+    headers = header_sizes(checkpoint, plan_shards)
+    sizes = {
+        name: headers[name] + sum(_aligned(tensor.nbytes) for tensor in tensors)
+        for name, tensors in plan_shards.items()
+    }
+    return sealed_size(checkpoint, plan, sizes, _TOOLS)

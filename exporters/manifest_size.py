@@ -11,14 +11,12 @@ from edgekiln import __version__
 from edgekiln.artifact import (
     MANIFEST,
     CheckpointEntry,
-    DeviceEntry,
     FileEntry,
     Manifest,
-    SchemeEntry,
-    TensorEntry,
 )
 from edgekiln.checkpoint import EMBEDDED, Checkpoint
 from edgekiln.exporters.base import ExportPlan
+from edgekiln.exporters.manifest_entries import device_entry, scheme_entry, tensor_entries
 from edgekiln.installed import package_version
 
 _SHA256: Final = "0" * 64
@@ -51,7 +49,6 @@ def sealed_size(checkpoint: Checkpoint, plan: ExportPlan, files: Mapping[str, in
 
 def _manifest(checkpoint: Checkpoint, plan: ExportPlan, files: Mapping[str, int], tools: tuple[str, ...]) -> Manifest:
     """Return a manifest as long as the artifact's own; what it says of hashes is not true."""
-    scheme = plan.scheme
     public = checkpoint.source == EMBEDDED or checkpoint.revision is not None
     return Manifest(
         format=plan.format,
@@ -63,29 +60,9 @@ def _manifest(checkpoint: Checkpoint, plan: ExportPlan, files: Mapping[str, int]
             model_type=checkpoint.config.model_type,
             weights=checkpoint.weight_count,
         ),
-        scheme=SchemeEntry(
-            requested=scheme.precision,
-            precision=scheme.precision,
-            group_size=scheme.group_size,
-            symmetric=scheme.symmetric,
-            embedding_precision=scheme.embedding_precision,
-            head_precision=scheme.head_precision,
-            embedding_group_size=scheme.embedding_group_size,
-        ),
-        device=DeviceEntry(
-            execution_provider=plan.device.execution_provider, context_length=plan.device.context_length
-        ),
+        scheme=scheme_entry(plan.scheme, plan.scheme.precision),
+        device=device_entry(plan.device),
         tools={"edgekiln": __version__, **{name: tool_version(name) for name in tools}},
         files=tuple(FileEntry(path=name, size=size, sha256=_SHA256) for name, size in sorted(files.items())),
-        tensors=tuple(
-            TensorEntry(
-                name=tensor.name,
-                sources=tensor.sources,
-                shape=tensor.shape,
-                type=tensor.storage_name,
-                nbytes=tensor.nbytes,
-                note=tensor.note,
-            )
-            for tensor in plan.tensors
-        ),
+        tensors=tensor_entries(plan),
     )

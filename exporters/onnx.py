@@ -39,7 +39,7 @@ from edgekiln.grids import (
 from edgekiln.installed import package_version
 from edgekiln.journal import Journal
 from edgekiln.safetensors import TensorInfo
-from edgekiln.scheme import Scheme
+from edgekiln.scheme import Scheme, overridden
 from edgekiln.tensor_files import TensorFiles
 
 MODEL_FILE: Final = "model.onnx"
@@ -80,7 +80,7 @@ class Onnx:
             return lacking
         provider = PROVIDERS[name]
         embedding, head = _ends(scheme, provider)
-        for precision in (scheme.precision, embedding, head):
+        for precision in (*scheme.precisions, embedding, head):
             if precision in provider.lacks:
                 return provider.lacks[precision]
         if embedding == "nf4":
@@ -95,19 +95,22 @@ class Onnx:
             raise UnsupportedError(reason)
         provider = PROVIDERS[device.execution_provider]
         body = _storage(scheme.precision, scheme.group_size, scheme.symmetric, provider)
-        embedding, head = _ends(scheme, provider)
+        if scheme.gguf_source != "source":
+            raise UsageError("gguf_source is of GGUF's types; ONNX's are quantized from the source, so leave it out")
+        ends, overrides = overridden(scheme, checkpoint.matrices)
+        embedding, head = _ends(ends, provider)
+        overrides |= {EMBEDDING: embedding, HEAD: head}
         tensors = []
         for sources, name in _fusions(checkpoint, provider):
             infos = [checkpoint.tensors[source] for source in sources]
-            wanted = {EMBEDDING: embedding, HEAD: head}.get(sources[0])
             storage: Grid | FloatDtype = body
             if len(infos[0].shape) == 1:
                 storage = provider.activations
-            elif wanted is not None:
-                storage = _end_storage(wanted, scheme, provider)
+            elif (wanted := _one_precision(sources, overrides)) is not None:
+                storage = _single_storage(wanted, scheme, provider, end=sources[0] in {EMBEDDING, HEAD})
             tensors.append(_plan_tensor(name, sources, infos, storage))
         if checkpoint.config.tie_word_embeddings and embedding != head:
-            tensors.append(_untied_head(checkpoint, _end_storage(head, scheme, provider)))
+            tensors.append(_untied_head(checkpoint, _single_storage(head, scheme, provider, end=True)))
         tensors.extend(_rotary_tables(checkpoint, provider))
         return ExportPlan("onnx", scheme, _container_type(body), tuple(tensors), device)
 
@@ -122,14 +125,14 @@ class Onnx:
         threads: int | None = None,
     ) -> None:
         """Write model.onnx, its data, genai_config.json and the tokenizer files. See `Exporter.write`."""
-        placed = place(plan.tensors)
+        placed = place(plan.tensors, most=plan.scheme.split_max_size)
         stored = [tensor for tensor in plan.tensors if tensor.sources]
         with (
             TensorFiles(directory, layout(placed), journal) as files,
             ThreadPoolExecutor(1, thread_name_prefix="graph") as aside,
         ):
             # Its frameworks need seconds to load, and one core: the weights go on meanwhile.
-            graph = aside.submit(_write_graph, checkpoint, placed, PROVIDERS[plan.device.execution_provider], directory)
+            graph = aside.submit(_write_graph, checkpoint, placed, plan, directory)
             workers, weights = threads or self._threads, self._chunk_weights
             write_tensors(files, checkpoint, stored, quantize, pack_rows, threads=workers, chunk_weights=weights)
             for name, values in graph.result().items():
@@ -179,10 +182,28 @@ def _storage(
     return IntegerGrid(bits, group_size, symmetric, provider.activations)
 
 
-def _end_storage(precision: str, scheme: Scheme, provider: OnnxProvider) -> Grid | FloatDtype:
-    """Return what embeddings or head lie in: by their own group size, else by that of the body if it is alike."""
+def _one_precision(sources: tuple[str, ...], overrides: Mapping[str, str]) -> str | None:
+    """Return the precision of its own that a tensor has, which is made of several matrices; None if it has none.
+
+    Raises:
+        UsageError: They have different ones.
+    """
+    wanted = {overrides.get(source) for source in sources}
+    if len(wanted) > 1:
+        raise UsageError(
+            f"{', '.join(sources)} are one tensor in the graph, so an override gives all of them one precision or none"
+        )
+    return wanted.pop()
+
+
+def _single_storage(precision: str, scheme: Scheme, provider: OnnxProvider, *, end: bool) -> Grid | FloatDtype:
+    """Return what a matrix with a precision of its own lies in.
+
+    Embeddings and head have the group size that is given for them; all have that of the others if they are alike.
+    """
+    own = scheme.embedding_group_size if end else None
     inherited = scheme.group_size if precision == scheme.precision else None
-    group_size = None if precision == "fp16" else scheme.embedding_group_size or inherited
+    group_size = None if precision == "fp16" else own or inherited
     return _storage(precision, group_size, scheme.symmetric or precision == "nf4", provider)
 
 
@@ -261,7 +282,7 @@ def pack_zero_points(zero_points: NDArray[np.uint8], bits: int) -> NDArray[np.ui
 
 
 def _write_graph(
-    checkpoint: Checkpoint, placed: Mapping[str, Placed], provider: OnnxProvider, directory: Path
+    checkpoint: Checkpoint, placed: Mapping[str, Placed], plan: ExportPlan, directory: Path
 ) -> dict[str, NDArray[np.float32]]:
     """Build the float graph, rewrite it onto the data file, and write model.onnx; return the computed tensors."""
     import onnx_ir as ir
@@ -270,10 +291,11 @@ def _write_graph(
     from edgekiln.exporters.onnx_portable import make_portable
     from edgekiln.exporters.onnx_rewrite import Rewriter
 
+    provider = PROVIDERS[plan.device.execution_provider]
     model = build_float_graph(checkpoint.config, provider)
     if provider.genai_name is not None:
         make_portable(model)
-    computed = Rewriter(model.graph, placed, provider).run()
+    computed = Rewriter(model.graph, placed, provider, plan.scheme.accuracy_level).run()
     model.producer_name, model.producer_version = "edgekiln", package_version("edgekiln")
     proto = ir.serde.serialize_model(model)
     (directory / MODEL_FILE).write_bytes(proto.SerializeToString(deterministic=True))

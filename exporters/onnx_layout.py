@@ -7,15 +7,17 @@ under a second name and shape at the same place, so its bytes are written once.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from edgekiln.exporters.base import TensorPlan
+from edgekiln.exporters.shards import divide, numbered
 from edgekiln.grids import CodebookGrid, FloatDtype, Grid, IntegerGrid
 from edgekiln.journal import Extent, Layout
 
-DATA_FILE: Final = "model.onnx.data"
+DATA_STEM: Final = "model"
+DATA_ENDING: Final = ".onnx.data"
 #: Computed from the configuration, not read from the checkpoint.
 ROTARY_TABLES: Final = ("model.rotary_emb.cos_cache", "model.rotary_emb.sin_cache")
 #: Kernels read whole cache lines, and a mapped file begins on a page.
@@ -33,12 +35,14 @@ class Part:
         role: What it holds.
         dtype: `uint8`, `float16` or `float32`.
         shape: Shape of the whole initializer.
-        offset: Position in the data file.
+        file: The data file.
+        offset: Position in it.
     """
 
     role: Role
     dtype: str
     shape: tuple[int, ...]
+    file: str = ""
     offset: int = 0
 
     @property
@@ -84,24 +88,35 @@ def stored_bytes(storage: Grid | FloatDtype, shape: tuple[int, ...]) -> int:
     return sum(part.nbytes for part in parts_of(storage, shape))
 
 
-def place(tensors: Iterable[TensorPlan], alignment: int = ALIGNMENT) -> dict[str, Placed]:
-    """Give every initializer its place in the data file, in the order of the plan."""
+def place(tensors: Sequence[TensorPlan], *, most: int | None = None, alignment: int = ALIGNMENT) -> dict[str, Placed]:
+    """Give every initializer its place in a data file, in the order of the plan.
+
+    Args:
+        tensors: Of the artifact.
+        most: Bytes of tensor data that a file may have, see `divide`.
+        alignment: What offsets are multiples of.
+    """
+    divided = divide(tensors, most)
     placed: dict[str, Placed] = {}
-    position = 0
-    for tensor in tensors:
-        parts: dict[Role, Part] = {}
-        for part in parts_of(tensor.storage, tensor.shape):
-            position = -(-position // alignment) * alignment
-            parts[part.role] = Part(part.role, part.dtype, part.shape, position)
-            position += part.nbytes
-        placed[tensor.name] = Placed(tensor, parts)
+    for file, inside in zip(numbered(DATA_STEM, DATA_ENDING, len(divided)), divided, strict=True):
+        position = 0
+        for tensor in inside:
+            parts: dict[Role, Part] = {}
+            for part in parts_of(tensor.storage, tensor.shape):
+                position = -(-position // alignment) * alignment
+                parts[part.role] = Part(part.role, part.dtype, part.shape, file, position)
+                position += part.nbytes
+            placed[tensor.name] = Placed(tensor, parts)
     return placed
 
 
 def layout(placed: Mapping[str, Placed]) -> Layout:
-    """Return the places of all parts in the data file."""
+    """Return the places of all parts in the data files."""
     extents = {
-        name: tuple(Extent(DATA_FILE, part.offset, part.nbytes) for part in item.parts.values())
+        name: tuple(Extent(part.file, part.offset, part.nbytes) for part in item.parts.values())
         for name, item in placed.items()
     }
-    return Layout({DATA_FILE: max(e.offset + e.nbytes for parts in extents.values() for e in parts)}, extents)
+    sizes: dict[str, int] = {}
+    for extent in (extent for parts in extents.values() for extent in parts):
+        sizes[extent.file] = max(sizes.get(extent.file, 0), extent.offset + extent.nbytes)
+    return Layout(sizes, extents)

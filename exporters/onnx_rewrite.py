@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgekiln.errors import StepError
-from edgekiln.exporters.onnx_layout import DATA_FILE, Part, Placed
+from edgekiln.exporters.onnx_layout import Part, Placed
 from edgekiln.exporters.onnx_providers import PROVIDERS, OnnxProvider
 from edgekiln.families import EMBEDDING, HEAD
 from edgekiln.grids import BNB4_NF4, CodebookGrid, IntegerGrid
@@ -32,7 +32,7 @@ def _initializer(graph: ir.Graph, name: str, part: Part, shape: Sequence[int] | 
     shape = part.shape if shape is None else shape
     dtype = _DTYPES[part.dtype]
     tensor = ir.ExternalTensor(
-        location=DATA_FILE,
+        location=part.file,
         offset=part.offset,
         length=part.nbytes,
         dtype=dtype,
@@ -62,13 +62,18 @@ class Rewriter:
         graph: The float graph.
         placed: Every planned tensor by name.
         provider: What it is made for.
+        accuracy_level: Of MatMulNBits; None for the provider's own.
     """
 
     def __init__(
-        self, graph: ir.Graph, placed: Mapping[str, Placed], provider: OnnxProvider = PROVIDERS["cpu"]
+        self,
+        graph: ir.Graph,
+        placed: Mapping[str, Placed],
+        provider: OnnxProvider = PROVIDERS["cpu"],
+        accuracy_level: int | None = None,
     ) -> None:
         self.graph = graph
-        self.accuracy_level = provider.accuracy_level
+        self.accuracy_level = provider.accuracy_level if accuracy_level is None else accuracy_level
         self.activations = _DTYPES[provider.activations]
         self.placed = placed
         self.weights = {name for name, value in graph.initializers.items() if value.const_value is None}
@@ -208,7 +213,7 @@ class Rewriter:
     def _fill(value: ir.Value, part: Part) -> None:
         dtype = _DTYPES[part.dtype]
         value.const_value = ir.ExternalTensor(
-            location=DATA_FILE,
+            location=part.file,
             offset=part.offset,
             length=part.nbytes,
             dtype=dtype,

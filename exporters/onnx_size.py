@@ -16,7 +16,7 @@ from edgekiln.errors import UnsupportedError
 from edgekiln.exporters.base import ExportPlan
 from edgekiln.exporters.genai_config import genai_config
 from edgekiln.exporters.manifest_size import sealed_size
-from edgekiln.exporters.onnx_layout import DATA_FILE, place
+from edgekiln.exporters.onnx_layout import layout, place
 from edgekiln.exporters.onnx_providers import PROVIDERS, OnnxProvider
 from edgekiln.grids import CodebookGrid, FloatDtype, Grid, IntegerGrid
 
@@ -99,9 +99,9 @@ def _kind_of(storage: Grid | FloatDtype) -> _Kind:
             return "float16"
 
 
-def data_size(plan: ExportPlan) -> int:
-    """Return the bytes of the data file: it ends where the last initializer does."""
-    return max(part.offset + part.nbytes for item in place(plan.tensors).values() for part in item.parts.values())
+def data_sizes(plan: ExportPlan) -> Mapping[str, int]:
+    """Return the bytes of each data file: it ends where the last initializer does."""
+    return layout(place(plan.tensors, most=plan.scheme.split_max_size)).sizes
 
 
 def artifact_size(
@@ -121,7 +121,7 @@ def artifact_size(
     """
     files = {
         model_file: graph_size(checkpoint, plan),
-        DATA_FILE: data_size(plan),
+        **data_sizes(plan),
         "genai_config.json": len(genai_config(checkpoint.config, model_file, plan.device).encode("utf-8")),
         **others,
     }

@@ -138,8 +138,13 @@ def _make_chunk(reader: TensorReader, piece: Piece, quantize: Quantize, pack: Pa
         converted = convert_rows(raw, source.dtype, storage)
         overflowed = Defects(overflowed=count_defects(converted, _SAFETENSORS_NAME[storage]).infinite)
         return Chunk((little_endian(converted),), overflowed)
+    dtype = source.dtype
+    if piece.tensor.through is not None:
+        raw, dtype = convert_rows(raw, dtype, piece.tensor.through), _SAFETENSORS_NAME[piece.tensor.through]
+        if count := count_defects(raw, dtype).infinite:
+            return Chunk((), Defects(overflowed=count))
     try:
-        quantized = quantize(widen(raw, source.dtype), storage)
+        quantized = quantize(widen(raw, dtype), storage)
     except StepError as error:
         raise StepError(f"{source.name}: {error}") from None
     if quantized.grid != storage:
@@ -169,5 +174,5 @@ def _write_tensor(files: TensorFiles, tensor: TensorPlan, chunks: Iterator[tuple
             for part, data in enumerate(chunk.parts):
                 files.write(tensor.name, data, part)
     for source, found in defects.items():
-        found.require_none(source, tensor.storage if isinstance(tensor.storage, str) else "float32")
+        found.require_none(source, tensor.storage if isinstance(tensor.storage, str) else tensor.through or "float32")
     files.complete(tensor.name)

@@ -8,10 +8,7 @@ from pathlib import Path
 from edgekiln import __version__
 from edgekiln.artifact import (
     CheckpointEntry,
-    DeviceEntry,
     Manifest,
-    SchemeEntry,
-    TensorEntry,
     check_destination,
     list_files,
     seal,
@@ -22,6 +19,7 @@ from edgekiln.device import ANY_CPU, Device
 from edgekiln.errors import UsageError
 from edgekiln.exporters import EXPORTERS
 from edgekiln.exporters.base import ExportPlan
+from edgekiln.exporters.manifest_entries import device_entry, scheme_entry, tensor_entries
 from edgekiln.hub import parse_hub_id
 from edgekiln.journal import Journal
 from edgekiln.quantizers import library_versions, quantize
@@ -61,23 +59,11 @@ def write_artifact(
         format=plan.format,
         container_type=plan.container_type,
         checkpoint=_checkpoint_entry(checkpoint),
-        scheme=_scheme_entry(plan.scheme, requested),
-        device=DeviceEntry(
-            execution_provider=plan.device.execution_provider, context_length=plan.device.context_length
-        ),
+        scheme=scheme_entry(plan.scheme, requested),
+        device=device_entry(plan.device),
         tools=artifact_tools(plan),
         files=list_files(directory),
-        tensors=tuple(
-            TensorEntry(
-                name=tensor.name,
-                sources=tensor.sources,
-                shape=tensor.shape,
-                type=tensor.storage_name,
-                nbytes=tensor.nbytes,
-                note=tensor.note,
-            )
-            for tensor in plan.tensors
-        ),
+        tensors=tensor_entries(plan),
     )
     seal(directory, manifest)
     return manifest
@@ -90,7 +76,15 @@ def artifact_tools(plan: ExportPlan) -> dict[str, str]:
     return {"edgekiln": __version__, **dict(sorted(versions.items()))}
 
 
-def export(checkpoint: Checkpoint, format_name: str, scheme: Scheme, out: Path, device: Device = ANY_CPU) -> Manifest:
+def export(
+    checkpoint: Checkpoint,
+    format_name: str,
+    scheme: Scheme,
+    out: Path,
+    device: Device = ANY_CPU,
+    *,
+    threads: int | None = None,
+) -> Manifest:
     """Make one artifact at `out`; nothing is visible there before it is whole.
 
     Raises:
@@ -103,7 +97,7 @@ def export(checkpoint: Checkpoint, format_name: str, scheme: Scheme, out: Path, 
     check_destination(out)
     plan = plan_export(checkpoint, format_name, scheme, device)
     with staged(out) as directory:
-        return write_artifact(checkpoint, plan, scheme.precision, directory)
+        return write_artifact(checkpoint, plan, scheme.precision, directory, threads=threads)
 
 
 def check_outside(out: Path, checkpoint: Checkpoint) -> None:
@@ -122,16 +116,4 @@ def _checkpoint_entry(checkpoint: Checkpoint) -> CheckpointEntry:
         identity=checkpoint.identity,
         model_type=checkpoint.config.model_type,
         weights=checkpoint.weight_count,
-    )
-
-
-def _scheme_entry(scheme: Scheme, requested: str) -> SchemeEntry:
-    return SchemeEntry(
-        requested=requested,
-        precision=scheme.precision,
-        group_size=scheme.group_size,
-        symmetric=scheme.symmetric,
-        embedding_precision=scheme.embedding_precision,
-        head_precision=scheme.head_precision,
-        embedding_group_size=scheme.embedding_group_size,
     )

@@ -29,7 +29,7 @@ from edgekiln.pipelines.settings import (
 )
 from edgekiln.pipelines.spec import BuildSpec, PipelineFile, load_pipeline
 from edgekiln.pipelines.targets import Meaning, Target, TargetsFile, load_targets
-from edgekiln.scheme import GENERIC_PRECISIONS, Scheme
+from edgekiln.scheme import GENERIC_PRECISIONS, OPTIONS, Scheme
 from edgekiln.validators.gates import BASELINES, Gate, combine, default_gates
 from edgekiln.yamlfile import Loc
 
@@ -60,8 +60,6 @@ class Container(Protocol):
 #: By format: `edgekiln.exporters.EXPORTERS`.
 Formats: TypeAlias = Mapping[str, Container]
 
-#: The options of a scheme beside its precision.
-OPTIONS: Final = ("group_size", "symmetric", "embedding_precision", "head_precision", "embedding_group_size")
 _HASH_LENGTH: Final = 8
 
 
@@ -202,6 +200,7 @@ def _check_names(context: _Context, cell: _Cell) -> None:
         (cell.precision, cell.precision_loc),
         (cell.spec.embedding_precision, (*cell.loc, "embedding_precision")),
         (cell.spec.head_precision, (*cell.loc, "head_precision")),
+        *((precision, (*cell.loc, "overrides", name)) for name, precision in (cell.spec.overrides or {}).items()),
     )
     for precision, loc in named:
         if precision is not None and precision not in context.known:
@@ -213,18 +212,20 @@ def _check_meanings(context: _Context) -> None:
     """Refuse a container precision in the targets file that no format knows."""
     for name, target in context.targets.targets.items():
         for generic, meaning in target.precisions.items():
-            for key in ("container", "embedding_precision", "head_precision"):
-                value = getattr(meaning, key)
+            named: dict[Loc, str | None] = {
+                (key,): getattr(meaning, key) for key in ("container", "embedding_precision", "head_precision")
+            }
+            named |= {("overrides", pattern): value for pattern, value in (meaning.overrides or {}).items()}
+            for loc, value in named.items():
                 if value is not None and value not in context.known:
-                    where = context.targets.document.where(("targets", name, "precisions", generic, key))
+                    where = context.targets.document.where(("targets", name, "precisions", generic, *loc))
                     raise UsageError(f"{where}: unknown precision {value!r}; {nearest(value, context.known)}")
 
 
 def _scheme(container: Container | None, precision: str, meaning: Meaning | None, options: _Options) -> Scheme:
     """Return the effective scheme: the build's options over the target's meaning over the defaults."""
     name = meaning.container if meaning and meaning.container else precision
-    given = {key: getattr(meaning, key) for key in OPTIONS if meaning and getattr(meaning, key) is not None}
-    scheme = replace(Scheme(name), **{**given, **options})
+    scheme = replace(Scheme(name), **{**(meaning.given() if meaning else {}), **options})
     if scheme.symmetric or name == precision or container is None:
         return scheme
     return replace(scheme, precision=container.asymmetric.get(name, name))
@@ -310,7 +311,7 @@ def _combined(context: _Context, cell: _Cell, target: Target, container: str) ->
 def _expand_cell(context: _Context, cell: _Cell) -> Build:
     target = context.targets.targets[cell.spec.target]
     meaning = target.meaning(cell.precision)
-    options = {key: value for key in OPTIONS if (value := getattr(cell.spec, key)) is not None}
+    options = cell.spec.given()
     container = context.formats.get(target.format)
     plain = _scheme(container, cell.precision, meaning, {})
     scheme = context.shared(_scheme(container, cell.precision, meaning, options))

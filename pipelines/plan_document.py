@@ -154,6 +154,17 @@ class PlannedBuild(_Value):
     embedding_group_size: int | None = Field(
         description="Group size of embeddings and head; null for the container's own.", examples=[64]
     )
+    overrides: dict[str, str] = Field(
+        description="Precisions of single matrices by pattern.",
+        examples=[{"model.layers.0.mlp.down_proj": "int8"}],
+    )
+    accuracy_level: int | None = Field(
+        description="What MatMulNBits computes in; null for the execution provider's own.", examples=[4]
+    )
+    gguf_source: str = Field(description="What GGUF types are quantized from.", examples=["source", "f16"])
+    split_max_size: int | None = Field(
+        description="Bytes of tensor data that one file may have; null for no limit.", examples=[2 * 10**9]
+    )
     threads: int = Field(description="Threads of the runtimes.", examples=[4])
     gates: tuple[PlannedGate, ...] = Field(description="Limits that hold.", examples=[[{"gate": "mean_kld <= 0.05"}]])
     unsupported: str | None = Field(
@@ -256,11 +267,7 @@ def _planned(build: Build, reason: str | None, found: BuildPrediction | None) ->
         stand_in=target.stand_in,
         requested=build.requested,
         precision=build.precision,
-        group_size=scheme.group_size,
-        symmetric=scheme.symmetric,
-        embedding_precision=scheme.embedding_precision,
-        head_precision=scheme.head_precision,
-        embedding_group_size=scheme.embedding_group_size,
+        **scheme.options,
         threads=build.threads,
         gates=tuple(
             PlannedGate(gate=str(gate), why=gate.why, origin=origin)

@@ -11,6 +11,7 @@ from edgekiln.pipelines.predict import BuildPrediction
 from edgekiln.pipelines.targets import Target
 from edgekiln.scheme import Scheme
 from edgekiln.table import plain_table, table_width
+from edgekiln.units import format_size
 
 #: From this width on everything stands in one line; below it options are stacked, and these columns are left out.
 _WIDE: Final = 150
@@ -36,6 +37,10 @@ def options_text(scheme: Scheme) -> str:
         f"embeddings {scheme.embedding_precision}" if scheme.embedding_precision else "",
         f"head {scheme.head_precision}" if scheme.head_precision else "",
         f"embedding group {scheme.embedding_group_size}" if scheme.embedding_group_size else "",
+        *(f"{pattern} {precision}" for pattern, precision in scheme.overrides),
+        "" if scheme.accuracy_level is None else f"accuracy level {scheme.accuracy_level}",
+        "" if scheme.gguf_source == "source" else f"from {scheme.gguf_source}",
+        f"files of {format_size(scheme.split_max_size)}" if scheme.split_max_size else "",
     )
     return ", ".join(filter(None, options)) or "–"
 

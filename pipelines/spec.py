@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from edgekiln.errors import UsageError, nearest
 from edgekiln.pipelines.settings import Layer, Settings, file_layer
 from edgekiln.pipelines.shipped import shipped
-from edgekiln.pipelines.targets import GateText, GroupSize, Precision
+from edgekiln.pipelines.targets import GateText, Precision, SchemeOptions
 from edgekiln.validators.gates import METRICS
 from edgekiln.yamlfile import Document, Strict, Text, read_yaml, validate
 
@@ -28,7 +28,7 @@ def _known_metric(name: str) -> str:
 MetricName: TypeAlias = Annotated[Text, AfterValidator(_known_metric)]
 
 
-class BuildSpec(Strict):
+class BuildSpec(SchemeOptions):
     """One line of the matrix: a target, and one or several precisions for it."""
 
     target: Text = Field(description="Name of a target in the targets file.", examples=["onnx-cpu"])
@@ -39,23 +39,6 @@ class BuildSpec(Strict):
     )
     precisions: tuple[Precision, ...] = Field(
         default=(), description="Several precisions, one build each.", examples=[["int4", "int8"]]
-    )
-    group_size: GroupSize | None = Field(
-        default=None, description="Weights that share a scale; without it what the target says.", examples=[32, 128]
-    )
-    symmetric: bool | None = Field(
-        default=None, description="false adds zero points; without it what the target says.", examples=[False]
-    )
-    embedding_precision: Precision | None = Field(
-        default=None, description="Precision of the embeddings; without it what the target says.", examples=["int8"]
-    )
-    head_precision: Precision | None = Field(
-        default=None, description="Precision of the output head; without it what the target says.", examples=["int8"]
-    )
-    embedding_group_size: GroupSize | None = Field(
-        default=None,
-        description="Weights of embeddings and head that share a scale; without it what the target says.",
-        examples=[64],
     )
     gates: tuple[GateText, ...] = Field(
         default=(),

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from edgekiln.errors import UsageError, nearest
 from edgekiln.pipelines.forecast import Forecast
-from edgekiln.pipelines.plan import OPTIONS, Build, Plan
+from edgekiln.pipelines.plan import Build, Plan
 from edgekiln.pipelines.plan_table import options_text, runtime_text
 from edgekiln.pipelines.targets import Meaning, Target, TargetsFile
 from edgekiln.scheme import Scheme
@@ -123,11 +123,7 @@ def _properties(build: Build, plan: Plan) -> Iterator[tuple[str, str, str]]:
         "threads": build.threads,
         "requested": build.requested,
         "precision": build.precision,
-        "group_size": scheme.group_size,
-        "symmetric": scheme.symmetric,
-        "embedding_precision": scheme.embedding_precision,
-        "head_precision": scheme.head_precision,
-        "embedding_group_size": scheme.embedding_group_size,
+        **scheme.options,
         "allow_unsupported": build.allow_unsupported,
         "keep": build.keep,
         "allow_not_measured": sorted(build.allow_not_measured),
@@ -235,7 +231,7 @@ def _meaning(meaning: Meaning, name: str) -> str:
     """Return what a precision means on a target, in one line."""
     if meaning.unsupported is not None:
         return f"unsupported: {meaning.unsupported}"
-    given = {key: value for key in OPTIONS if (value := getattr(meaning, key)) is not None}
+    given = meaning.given()
     scheme = replace(Scheme(meaning.container or name), **given)
     options = options_text(scheme)
     return scheme.precision if options == "–" else f"{scheme.precision}, {options}"

@@ -18,6 +18,7 @@ from edgekiln.device import Device
 from edgekiln.errors import UsageError, nearest
 from edgekiln.pipelines.settings import Counts, Settings
 from edgekiln.pipelines.shipped import CATALOGUE, shipped
+from edgekiln.scheme import LEAST_SPLIT, OPTIONS, GgufSource
 from edgekiln.units import parse_size
 from edgekiln.validators.gates import Gate, parse_pipeline_gate
 from edgekiln.yamlfile import (
@@ -143,6 +144,12 @@ GateText: TypeAlias = Annotated[
     PlainValidator(parsed_by(parse_pipeline_gate, "a gate like 'mean_kld <= 0.05'")),
     WithJsonSchema({"type": "string"}),
 ]
+FileSize: TypeAlias = Annotated[
+    int,
+    PlainValidator(parsed_by(parse_size, "a size like '2 GB'")),
+    Field(ge=LEAST_SPLIT),
+    WithJsonSchema({"type": ["string", "integer"]}),
+]
 Size: TypeAlias = Annotated[
     int,
     PlainValidator(parsed_by(parse_size, "a size like '4 GiB'")),
@@ -152,6 +159,7 @@ VersionRange: TypeAlias = Annotated[
     str, PlainValidator(parsed_by(_parse_range, "a version range like '>=0.18'")), WithJsonSchema({"type": "string"})
 ]
 GroupSize: TypeAlias = Annotated[int, Field(ge=1, le=65_536)]
+Pattern: TypeAlias = Annotated[Text, Field(min_length=1, max_length=500)]
 
 
 class RuntimeSpec(Strict):
@@ -178,30 +186,64 @@ class RuntimeSpec(Strict):
             return False
 
 
-class Meaning(Strict):
+class SchemeOptions(Strict):
+    """How weights are stored, beside their precision; what is left out is the target's, then the container's own."""
+
+    group_size: GroupSize | None = Field(
+        default=None, description="Weights that share a scale: 16 to 256 in ONNX, 32 in GGUF.", examples=[32, 128]
+    )
+    symmetric: bool | None = Field(
+        default=None, description="false adds zero points (in GGUF minima).", examples=[True, False]
+    )
+    embedding_precision: Precision | None = Field(
+        default=None, description="Precision of the embeddings.", examples=["int8"]
+    )
+    head_precision: Precision | None = Field(
+        default=None, description="Precision of the output head.", examples=["int8"]
+    )
+    embedding_group_size: GroupSize | None = Field(
+        default=None, description="Weights of embeddings and head that share a scale.", examples=[64]
+    )
+    overrides: dict[Pattern, Precision] | None = Field(
+        default=None,
+        max_length=1000,
+        description="Precisions of single matrices, by the checkpoint's name: * stands for anything, {0,23} for one of "
+        "a list. The last pattern that matches decides.",
+        examples=[{"model.layers.{0,23}.mlp.down_proj": "int8"}],
+    )
+    accuracy_level: Annotated[int, Field(ge=0, le=4)] | None = Field(
+        default=None,
+        description="What ONNX Runtime's MatMulNBits computes in: 0 and 1 float32, 2 float16, 3 bfloat16, 4 int8 where "
+        "there is a kernel for it.",
+        examples=[4],
+    )
+    gguf_source: GgufSource | None = Field(
+        default=None,
+        description="What GGUF types are quantized from: the checkpoint's own weights, or these rounded to fp16, as "
+        "llama.cpp's two steps do.",
+        examples=["source", "f16"],
+    )
+    split_max_size: FileSize | None = Field(
+        default=None,
+        description="Most tensor data that one file of the artifact may have; a larger tensor has a file of its own.",
+        examples=["2 GB"],
+    )
+
+    def given(self) -> dict[str, Any]:
+        """Return the options that are given, as `Scheme` has them."""
+        values = {name: value for name in OPTIONS if (value := getattr(self, name)) is not None}
+        if self.overrides is not None:
+            values["overrides"] = tuple(self.overrides.items())
+        return values
+
+
+class Meaning(SchemeOptions):
     """What a generic precision means on a target."""
 
     container: Precision | None = Field(
         default=None,
         description="Precision as the container names it; without it the generic name, as the format takes it.",
         examples=["q4_k_m", "int4"],
-    )
-    group_size: GroupSize | None = Field(
-        default=None, description="Weights that share a scale; without it the container's own.", examples=[32, 128]
-    )
-    symmetric: bool | None = Field(
-        default=None, description="No zero points; without it symmetric.", examples=[True, False]
-    )
-    embedding_precision: Precision | None = Field(
-        default=None, description="Precision of the embeddings; without it the container's own.", examples=["int8"]
-    )
-    head_precision: Precision | None = Field(
-        default=None, description="Precision of the output head; without it the container's own.", examples=["int8"]
-    )
-    embedding_group_size: GroupSize | None = Field(
-        default=None,
-        description="Weights of embeddings and head that share a scale; without it the container's own.",
-        examples=[64],
     )
     unsupported: Text | None = Field(
         default=None,

@@ -66,6 +66,7 @@ def make_checkpoint(
     dtype: str = "BF16",
     seed: int = 0,
     shards: int = 1,
+    scale: float = 1.0,
     config: dict[str, Any] | None = None,
 ) -> Path:
     """Write a random checkpoint with the tokenizer of the embedded one, and return its directory.
@@ -83,6 +84,7 @@ def make_checkpoint(
         dtype: `BF16`, `F16` or `F32`, of all tensors.
         seed: Equal seeds give equal bytes.
         shards: Number of safetensors files.
+        scale: What all weights are multiplied with.
         config: More keys of config.json, or other values for those above.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -112,7 +114,7 @@ def make_checkpoint(
     (directory / "config.json").write_text(json.dumps(values))
     rng = np.random.default_rng(seed)
     tensors = {
-        name: (dtype, shape, encode(random_weights(name, shape, rng), dtype))
+        name: (dtype, shape, encode(np.float32(scale) * random_weights(name, shape, rng), dtype))
         for name, shape in expected_tensors(parse_config(directory, FAMILIES)).items()
     }
     _write_shards(directory, tensors, shards)

@@ -75,8 +75,7 @@ def export(checkpoint: Checkpoint, scheme: Scheme | str, directory: Path, export
     directory.mkdir(parents=True)
     plan = exporter.plan(checkpoint, scheme if isinstance(scheme, Scheme) else Scheme(scheme))
     exporter.write(checkpoint, plan, directory, Ggml().quantize)
-    (path,) = directory.iterdir()
-    return path
+    return min(directory.iterdir())  # of several files the first
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -171,6 +170,36 @@ def test_precisions_of_embedding_and_head_equal_llama_cpps_options(
     assert_same_tensors(Gguf().plan(checkpoint, scheme), ours, tmp_path / "t.gguf")
 
 
+def test_an_override_decides_the_type_of_what_it_matches_and_of_nothing_else(shaped: Checkpoint) -> None:
+    asked = (("*.mlp.down_proj", "int8"), ("model.layers.0.*", "q4_k_m"))
+    plain, plan = (Gguf().plan(shaped, Scheme("int4", overrides=given)) for given in ((), asked))
+    for before, after in zip(plain.tensors, plan.tensors, strict=True):
+        if len(after.shape) > 1 and after.name.startswith("blk.0."):
+            assert after.storage_name in {"Q4_K", "Q5_0", "float16"}  # its rows may not divide into blocks
+            assert after.note is None or "do not divide" in after.note
+        elif after.name.endswith("ffn_down.weight"):
+            assert after.storage_name in {"Q8_0", "float16"}
+        else:
+            assert after == before
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+def test_through_f16_the_bytes_are_those_of_llama_cpps_two_steps(tmp_path: Path, dtype: str) -> None:
+    checkpoint = open_checkpoint(str(make_checkpoint(tmp_path / "c", num_layers=1, dtype=dtype, scale=1e-4)))
+    scheme = Scheme("q4_k_m", gguf_source="f16")
+    ours = export(checkpoint, scheme, tmp_path / "o")
+    llama_quantize(export(checkpoint, "fp16", tmp_path / "f16"), tmp_path / "t.gguf", MIXES["q4_k_m"].file_type)
+    assert_same_tensors(Gguf().plan(checkpoint, scheme), ours, tmp_path / "t.gguf")
+    from_source = export(checkpoint, "q4_k_m", tmp_path / "s")
+    assert (from_source.read_bytes() == ours.read_bytes()) == (dtype == "F16")
+
+
+def test_weights_beyond_fp16_cannot_go_through_it(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(str(make_checkpoint(tmp_path / "c", num_layers=1, scale=1e6)))
+    with pytest.raises(StepError, match=r"weights beyond ±65504, which float16 cannot hold"):
+        export(checkpoint, Scheme("int8", gguf_source="f16"), tmp_path / "o")
+
+
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
 def test_every_source_type_exports_to_every_float_type(tmp_path: Path, dtype: str, precision: str) -> None:
@@ -241,6 +270,30 @@ def test_sharding_does_not_show(tmp_path: Path) -> None:
     ours, theirs = export(one, "int4", tmp_path / "o"), export(many, "int4", tmp_path / "t")
     assert ours.read_bytes() == theirs.read_bytes()
     assert ours.name == theirs.name == "model-Q4_0.gguf"
+
+
+def test_several_files_hold_what_one_does_and_llama_cpp_reads_them(shaped: Checkpoint, tmp_path: Path) -> None:
+    most = 200_000
+    whole = export(shaped, "q4_k_m", tmp_path / "one")
+    first = export(shaped, Scheme("q4_k_m", split_max_size=most), tmp_path / "many")
+    files = sorted(first.parent.iterdir())
+    assert [path.name for path in files] == [
+        f"model-Q4_K_M-{number:05d}-of-{len(files):05d}.gguf" for number in range(1, len(files) + 1)
+    ]
+    metadata, expected = read(whole)
+    found: dict[str, Any] = {}
+    for number, path in enumerate(files):
+        keys, tensors = read(path)
+        assert sum(int(tensor.n_bytes) for tensor in tensors.values()) <= most or len(tensors) == 1
+        split = {key: keys.pop(f"split.{key}") for key in ("no", "count", "tensors.count")}
+        assert split == {"no": number, "count": len(files), "tensors.count": len(expected)}
+        of_model = {key for key in keys if not key.startswith("GGUF.")}
+        assert of_model == ({key for key in metadata if not key.startswith("GGUF.")} if number == 0 else set())
+        found |= tensors
+    assert list(found) == list(expected)
+    assert all(found[name].data.tobytes() == expected[name].data.tobytes() for name in expected)
+    tokens = [5, 3, 200, 77]
+    np.testing.assert_array_equal(llama_logits(first, tokens), llama_logits(whole, tokens))
 
 
 # --- running it in llama.cpp

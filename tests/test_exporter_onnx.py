@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import subprocess
 import sys
 
@@ -18,7 +19,7 @@ from edgekiln.exporters.genai_config import genai_config
 from edgekiln.exporters.gguf import Gguf
 from edgekiln.exporters.onnx import MODEL_FILE, Onnx, pack_zero_points
 from edgekiln.exporters.onnx_graph import build_float_graph
-from edgekiln.exporters.onnx_layout import DATA_FILE, ROTARY_TABLES, place
+from edgekiln.exporters.onnx_layout import ROTARY_TABLES, place
 from edgekiln.exporters.onnx_portable import IR_VERSION, OPSET
 from edgekiln.exporters.onnx_providers import PROVIDERS
 from edgekiln.exporters.onnx_providers import REFUSED as REFUSED_PROVIDERS
@@ -41,6 +42,17 @@ SCHEMES = {
     "nf4": Scheme("nf4"),
     "int4, int8 ends": Scheme("int4", embedding_precision="int8", head_precision="int8"),
     "int4, int8 head": Scheme("int4", embedding_precision="int4", head_precision="int8"),
+    "int4 with overrides": Scheme(
+        "int4",
+        group_size=64,
+        overrides=(
+            ("model.layers.0.mlp.*", "int8"),
+            ("*.mlp.down_proj", "nf4"),
+            ("*.o_proj", "fp16"),
+            ("lm_head", "int8"),
+        ),
+    ),
+    "int8 in several files": Scheme("int8", split_max_size=1_000_000),
 }
 
 
@@ -80,11 +92,13 @@ def unpack4(packed, count):
     return np.stack((packed & 15, packed >> 4), -1).reshape(packed.shape[0], -1)[:, :count]
 
 
-def read_back(data, placed):
-    """Return the values that the finished file holds for one tensor."""
+def read_back(directory, placed):
+    """Return the values that the finished files hold for one tensor."""
     dtypes = {"uint8": np.uint8, "float16": np.float16, "float32": np.float32}
     parts = {
-        role: np.frombuffer(data, dtypes[part.dtype], np.prod(part.shape), part.offset).reshape(part.shape)
+        role: np.fromfile(directory / part.file, dtypes[part.dtype], math.prod(part.shape), offset=part.offset).reshape(
+            part.shape
+        )
         for role, part in placed.parts.items()
     }
     storage = placed.plan.storage
@@ -101,8 +115,7 @@ def read_back(data, placed):
 
 
 def assert_the_file_holds_what_the_quantizer_said(checkpoint, plan, directory):
-    data = (directory / DATA_FILE).read_bytes()
-    for placed in place(plan.tensors).values():
+    for placed in place(plan.tensors, most=plan.scheme.split_max_size).values():
         if not placed.plan.sources:
             continue
         rows, storage = source_rows(checkpoint, placed.plan), placed.plan.storage
@@ -113,7 +126,7 @@ def assert_the_file_holds_what_the_quantizer_said(checkpoint, plan, directory):
         else:
             quantizer = quantizer_for(storage)
             expected = quantizer.dequantize(quantizer.quantize(rows, storage))
-        np.testing.assert_array_equal(read_back(data, placed).reshape(expected.shape), expected, placed.plan.name)
+        np.testing.assert_array_equal(read_back(directory, placed).reshape(expected.shape), expected, placed.plan.name)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
@@ -139,10 +152,9 @@ def reference_logits(checkpoint, weights, ids):
 
 def stored_weights(checkpoint, plan, directory):
     """Return what the artifact's file holds, under the checkpoint's names and shapes."""
-    data = (directory / DATA_FILE).read_bytes()
     weights = {}
-    for placed in place(plan.tensors).values():
-        values = read_back(data, placed) if placed.plan.sources else None
+    for placed in place(plan.tensors, most=plan.scheme.split_max_size).values():
+        values = read_back(directory, placed) if placed.plan.sources else None
         start = 0
         for name in placed.plan.sources:
             shape = checkpoint.tensors[name].shape
@@ -190,6 +202,29 @@ def test_onnx_runtime_computes_the_model_that_the_file_holds(checkpoint, scheme,
     assert mean_kld(reference, reference[:, ::-1]) > 100 * limit  # the measure can tell
 
 
+def test_no_data_file_is_larger_than_asked_unless_a_single_tensor_is(checkpoint, tmp_path):
+    plan = export(checkpoint, SCHEMES["int8 in several files"], tmp_path / "out")
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "out").glob("*.data")}
+    assert sorted(sizes) == [f"model-{n:05d}-of-{len(sizes):05d}.onnx.data" for n in range(1, len(sizes) + 1)]
+    padding = 64 * 3 * len(plan.tensors)
+    inside = {name: [] for name in sizes}
+    for placed in place(plan.tensors, most=1_000_000).values():
+        (file,) = {part.file for part in placed.parts.values()}
+        inside[file].append(placed.plan.nbytes)
+    assert all(size <= 1_000_000 + padding or len(inside[name]) == 1 for name, size in sizes.items())
+
+
+def test_bytes_depend_neither_on_threads_nor_on_chunks(checkpoint, tmp_path):
+    plan = Onnx().plan(checkpoint, Scheme("int4", symmetric=False))
+    found = set()
+    for number, exporter in enumerate((Onnx(), Onnx(1), Onnx(5, 5000), Onnx(3, 1))):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        exporter.write(checkpoint, plan, directory, quantize)
+        found.add(tuple(hashlib.sha256(path.read_bytes()).digest() for path in sorted(directory.iterdir())))
+    assert len(found) == 1
+
+
 def test_the_same_export_gives_the_same_bytes(checkpoint, tmp_path):
     for name in ("a", "b"):
         export(checkpoint, Scheme("int4"), tmp_path / name)
@@ -200,7 +235,7 @@ def test_the_same_export_gives_the_same_bytes(checkpoint, tmp_path):
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 def test_the_plan_predicts_the_bytes(checkpoint, scheme, tmp_path):
     plan = export(checkpoint, scheme, tmp_path / "out")
-    written = (tmp_path / "out" / DATA_FILE).stat().st_size
+    written = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.data"))
     assert plan.weights_bytes <= written <= plan.weights_bytes + 64 * 3 * len(plan.tensors)
 
 
@@ -209,7 +244,7 @@ def test_the_graph_passes_the_checker_and_refers_to_its_own_folder(checkpoint, t
     onnx.checker.check_model(tmp_path / "out" / MODEL_FILE)
     model = onnx.load(tmp_path / "out" / MODEL_FILE, load_external_data=False)
     places = {entry.value for t in model.graph.initializer for entry in t.external_data if entry.key == "location"}
-    assert places == {DATA_FILE}
+    assert places == {"model.onnx.data"}
 
 
 def test_tied_embeddings_are_written_once(tmp_path):
@@ -261,6 +296,14 @@ def test_the_float_graph_of_a_family_is_the_one_that_was_tried(model_type, tmp_p
 
 
 REFUSED = {
+    "one part of three fused ones": (
+        Scheme("int4", overrides=(("*.q_proj", "int8"),)),
+        UsageError,
+        "are one tensor in the graph, so an override gives all of them one precision",
+    ),
+    "nothing has such a name": (Scheme("int4", overrides=(("*.experts", "int8"),)), UsageError, "matches none of"),
+    "no such override": (Scheme("int4", overrides=(("*", "q4_k_m"),)), UnsupportedError, "ONNX does not hold q4_k_m"),
+    "a source of GGUF's": (Scheme("int4", gguf_source="f16"), UsageError, "gguf_source is of GGUF's types"),
     "group does not divide": (Scheme("int4", group_size=256), UsageError, "group size 256 does not divide the 896"),
     "no such group": (Scheme("int4", group_size=48), UsageError, "choose one of"),
     "fp16 with groups": (Scheme("fp16", group_size=32), UsageError, "no groups"),
@@ -349,7 +392,7 @@ def test_rotary_tables_are_the_cpu_ones_rounded_once(tmp_path):
     checkpoint, tables = open_checkpoint(EMBEDDED), {}
     for provider, dtype in (("cpu", np.float32), ("cuda", np.float16)):
         plan = export(checkpoint, Scheme("int4"), tmp_path / provider, Device(provider))
-        data, placed = (tmp_path / provider / DATA_FILE).read_bytes(), place(plan.tensors)
+        data, placed = (tmp_path / provider / "model.onnx.data").read_bytes(), place(plan.tensors)
         parts = [placed[name].parts["values"] for name in ROTARY_TABLES]
         tables[provider] = [np.frombuffer(data, dtype, part.nbytes // dtype().itemsize, part.offset) for part in parts]
     for wide, half in zip(tables["cpu"], tables["cuda"], strict=True):

@@ -84,10 +84,9 @@ def test_every_figure_that_the_report_promises_is_there(built):
         assert figures["parity"]["runtime"]
         assert all(value is not None for value in figures["parity"].values()), build.id
         latency = figures["latency"]
-        for part in (latency, latency["fp16_artifact"], {**latency["reference"], "cold_load_seconds": 0}):
-            assert all(
-                value is not None for name, value in part.items() if name not in {"cold_load_seconds", "pinned_to"}
-            )
+        of_machine = {"cold_load_seconds", "joules_per_token", "pinned_to"}  # not every machine tells
+        for part in (latency, latency["fp16_artifact"], latency["reference"]):
+            assert all(value is not None for name, value in part.items() if name not in of_machine)
             assert set(part["by_length"]) == {"pp32", "pp8", "tg16", "tg4"}
             assert all(len(samples) >= 3 for samples in part["samples"].values())
         for part, name in ((latency, "latency"), (latency["fp16_artifact"], "latency.fp16_artifact")):

@@ -14,14 +14,13 @@ from checkpoints import make_checkpoint
 from edgekiln.checkpoint import Checkpoint, open_checkpoint
 from edgekiln.device import Device
 from edgekiln.exporters import EXPORTERS
-from edgekiln.exporters.gguf import _header
+from edgekiln.exporters.gguf import _headers, shards
 from edgekiln.exporters.gguf_metadata import size_label
 from edgekiln.exporters.gguf_mix import BLOCKS, MIXES
 from edgekiln.exporters.gguf_names import gguf_name
-from edgekiln.exporters.gguf_size import header_size
+from edgekiln.exporters.gguf_size import header_sizes
 from edgekiln.exporters.onnx_layout import place
-from edgekiln.exporters.onnx_providers import PROVIDERS
-from edgekiln.exporters.onnx_size import data_size, graph_size
+from edgekiln.exporters.onnx_size import data_sizes, graph_size
 from edgekiln.families import FAMILIES, expected_tensors
 from edgekiln.pipelines.export import export
 from edgekiln.scheme import Scheme
@@ -77,11 +76,17 @@ def test_a_predicted_size_is_that_of_the_artifact(
     assert abs(found - actual) <= (200 if format_name == "gguf" else 0.001 * actual)
 
 
+def assert_headers_have_the_predicted_bytes(checkpoint: Checkpoint, scheme: Scheme) -> None:
+    plan = EXPORTERS["gguf"].plan(checkpoint, scheme)
+    written = {name: len(header) for name, header in _headers(checkpoint, plan).items()}
+    assert header_sizes(checkpoint, shards(plan)) == written
+
+
 @pytest.mark.parametrize("precision", sorted(MIXES))
 def test_the_header_of_every_gguf_mix_has_the_predicted_bytes(models: dict[str, Checkpoint], precision: str) -> None:
     for checkpoint in models.values():
-        plan = EXPORTERS["gguf"].plan(checkpoint, Scheme(precision))
-        assert header_size(checkpoint, plan) == len(_header(checkpoint, plan))
+        assert_headers_have_the_predicted_bytes(checkpoint, Scheme(precision))
+        assert_headers_have_the_predicted_bytes(checkpoint, Scheme(precision, split_max_size=1_000_000))
 
 
 def test_metadata_that_a_checkpoint_may_have_is_counted(tmp_path: Path) -> None:
@@ -90,8 +95,7 @@ def test_metadata_that_a_checkpoint_may_have_is_counted(tmp_path: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps({**generation, "repetition_penalty": 1.1}))
     (folder / "chat_template.jinja").write_text("{{ 'é' }}", encoding="utf-8")
     checkpoint = open_checkpoint(str(folder))
-    plan = EXPORTERS["gguf"].plan(checkpoint, Scheme("int4"))
-    assert header_size(checkpoint, plan) == len(_header(checkpoint, plan))
+    assert_headers_have_the_predicted_bytes(checkpoint, Scheme("int4"))
 
 
 def graph_bytes(checkpoint: Checkpoint, scheme: Scheme, provider: str, folder: Path) -> int:
@@ -99,7 +103,7 @@ def graph_bytes(checkpoint: Checkpoint, scheme: Scheme, provider: str, folder: P
     from edgekiln.exporters.onnx import _write_graph
 
     plan = EXPORTERS["onnx"].plan(checkpoint, scheme, Device(provider))
-    _write_graph(checkpoint, place(plan.tensors), PROVIDERS[provider], folder)
+    _write_graph(checkpoint, place(plan.tensors), plan, folder)
     return (folder / "model.onnx").stat().st_size
 
 
@@ -124,11 +128,12 @@ def test_names_of_layers_with_two_digits_are_longer(tmp_path: Path) -> None:
     )
 
 
-def test_the_data_file_ends_with_its_last_initializer(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint("tiny-qwen3")
-    plan = EXPORTERS["onnx"].plan(checkpoint, Scheme("int8"))
-    export(checkpoint, "onnx", Scheme("int8"), tmp_path / "out")
-    assert data_size(plan) == (tmp_path / "out" / "model.onnx.data").stat().st_size
+@pytest.mark.parametrize("most", [None, 1_000_000])
+def test_each_data_file_ends_with_its_last_initializer(tmp_path: Path, most: int | None) -> None:
+    checkpoint, scheme = open_checkpoint("tiny-qwen3"), Scheme("int8", split_max_size=most)
+    plan = EXPORTERS["onnx"].plan(checkpoint, scheme)
+    export(checkpoint, "onnx", scheme, tmp_path / "out")
+    assert data_sizes(plan) == {path.name: path.stat().st_size for path in (tmp_path / "out").glob("*.data")}
 
 
 def test_block_sizes_and_names_are_those_of_the_gguf_package() -> None:

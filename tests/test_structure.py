@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ import pytest
 from artifacts import artifact, gguf_file, patch_gguf
 from edgekiln.checkpoint import open_checkpoint
 from edgekiln.errors import ArtifactError
+from edgekiln.exporters.gguf import Gguf
+from edgekiln.pipelines.export import export
+from edgekiln.scheme import Scheme
 from edgekiln.validators.base import CheckResult
 from edgekiln.validators.faults import FIXES
 from edgekiln.validators.kinds import identify
@@ -307,41 +311,53 @@ def test_endless_numbers_in_json_are_a_failure(onnx_dir: Path) -> None:
     assert failures(onnx_dir)
 
 
-def split_gguf(path: Path, parts: object, kind: gguf.GGUFValueType) -> None:
-    """Write the metadata and all tensors of a model as the first file of a split one."""
-    reader = gguf.GGUFReader(path)
-    writer = gguf.GGUFWriter(path.with_suffix(".new"), "qwen3")
-    for name, field in reader.fields.items():
-        if not name.startswith("GGUF.") and name != "general.architecture":
-            element = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(name, field.contents(), field.types[0], element)
-    writer.add_key_value("split.no", 0, gguf.GGUFValueType.UINT16)
-    writer.add_key_value("split.count", parts, kind)
-    for tensor in reader.tensors:
-        if tensor.name != "token_embd.weight":
-            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    path.with_suffix(".new").replace(path)
+@pytest.fixture
+def split(tmp_path: Path) -> list[Path]:
+    """The files of a split model."""
+    export(CHECKPOINT, "gguf", Scheme("int4", split_max_size=1_000_000), tmp_path / "split")
+    return sorted((tmp_path / "split").glob("*.gguf"))
 
 
-def test_the_first_file_of_a_split_model_says_nothing_about_all_weights(gguf_dir: Path) -> None:
-    split_gguf(gguf_file(gguf_dir), 2, gguf.GGUFValueType.UINT16)
-    found = check(gguf_dir)
-    assert found.weights_bytes is None
-    assert {result.check: result.outcome for result in found.checks} == {
-        "files": "not_measured",
-        "gguf/bounds": "pass",
-        "gguf/reader": "pass",
-        "gguf/metadata": "pass",
-    }
+def test_a_split_model_is_checked_whole(split: list[Path]) -> None:
+    found = check(split[0].parent)
+    assert len(split) > 2
+    assert {result.outcome for result in found.checks} == {"pass"}
+    assert found.weights_bytes == Gguf().plan(CHECKPOINT, Scheme("int4")).weights_bytes
 
 
-def test_a_split_count_that_is_no_number_fails(gguf_dir: Path) -> None:
-    split_gguf(gguf_file(gguf_dir), "two", gguf.GGUFValueType.STRING)
-    assert [result.check for result in failures(gguf_dir)] == ["files"]
+def ids(path: Path) -> set[str]:
+    return {finding.id for result in failures(path) for finding in result.findings}
+
+
+def edit_key(path: Path, key: str, layout: str, value: int) -> None:
+    data = bytearray(path.read_bytes())
+    struct.pack_into(layout, data, data.index(key.encode()) + len(key) + 4, value)
+    path.write_bytes(data)
+
+
+def test_parts_that_do_not_belong_together_are_told(split: list[Path]) -> None:
+    edit_key(split[1], "split.no", "<H", 2)
+    edit_key(split[2], "split.tensors.count", "<i", 7)
+    (files,) = failures(split[0].parent)
+    assert [finding.id for finding in files.findings] == ["files/split"] * 2
+    assert f"split.no of {split[1].name} is 2, but must be 1" in files.detail
+    assert f"split.tensors.count of {split[2].name} is 7" in files.detail
+
+
+def test_a_missing_part_a_cut_part_and_a_repeated_part_are_told_apart(split: list[Path]) -> None:
+    last, data = split[-1], split[-1].read_bytes()
+    last.unlink()
+    assert "is missing" in only_failure(split[0].parent).detail
+    last.write_bytes(data[:-64])
+    assert ids(split[0].parent) == {"files/truncated", "gguf/reader"}
+    last.write_bytes(split[1].read_bytes())
+    assert ids(split[0].parent) == {"files/split", "gguf/duplicate"}
+
+
+@pytest.mark.parametrize("count", [0x7FFF, 0xFFFF])
+def test_an_impossible_number_of_parts_fails(split: list[Path], count: int) -> None:
+    edit_key(split[0], "split.count", "<H", count)
+    assert [finding.id for finding in only_failure(split[0].parent).findings] == ["files/split"]
 
 
 def test_a_decoder_outside_the_directory_is_refused(onnx_dir: Path) -> None:

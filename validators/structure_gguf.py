@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from edgekiln.errors import ArtifactError
 from edgekiln.model_config import ModelConfig
 from edgekiln.validators.base import CheckResult, Finding
-from edgekiln.validators.faults import failed, finding, judged, shown
+from edgekiln.validators.faults import FaultError, failed, finding, judged, shown
 from edgekiln.validators.gguf_read import ArrayLength, GgufHeader, GgufTensor, TruncatedError, read_header
+from edgekiln.validators.gguf_weights import split_paths
 from edgekiln.validators.hyperparameters import Comparison, same
 
 #: llama.cpp's default where a file has no `rope.freq_base`.
@@ -30,41 +32,68 @@ def check_gguf(
         reread: Read it with gguf's own reader as well.
     """
     try:
-        header = read_header(path)
+        first = read_header(path)
+        paths = _paths(path, first)
+        parts = {part: first if part == path else read_header(part) for part in paths}
+    except FaultError as fault:
+        return (judged("files", [fault.finding], ""),), None
     except TruncatedError as error:
         return (failed("gguf/header", "files/truncated", path.name, str(error)),), None
     except ArtifactError as error:
         return (failed("gguf/header", "gguf/header", path.name, str(error)),), None
     checks = (
-        _split_files(path, header),
-        _bounds(path, header),
-        *([_reread(path, header)] if reread else []),
-        _metadata(header, config, architecture),
+        _files(parts),
+        _bounds(parts),
+        *([_reread(parts)] if reread else []),
+        _metadata(first, [tensor for header in parts.values() for tensor in header.tensors], config, architecture),
     )
-    return checks, None if _is_split(header) else sum(tensor.nbytes for tensor in header.tensors)
+    return checks, sum(tensor.nbytes for header in parts.values() for tensor in header.tensors)
 
 
-def _is_split(header: GgufHeader) -> bool:
-    """Tell a file that holds a part of the tensors; what it has says little about the rest."""
-    return header.metadata.get("split.count", 1) not in {0, 1}
+def _paths(path: Path, first: GgufHeader) -> tuple[Path, ...]:
+    """Return the files of a model, of which llama.cpp finds all but the first by its naming rule.
+
+    Raises:
+        FaultError: One is missing, or the first is not named as it must be.
+    """
+    try:
+        return split_paths(path, first.metadata.get("split.count"))
+    except ArtifactError as error:
+        raise FaultError("files/split", "split.count", str(error)) from None
 
 
-def _split_files(path: Path, header: GgufHeader) -> CheckResult:
-    """A split model is loaded by its first file; llama.cpp finds the others by its naming rule."""
-    if not _is_split(header):
-        return CheckResult("files", "pass", f"{path.name}, {header.file_size} bytes")
-    parts = header.metadata["split.count"]
-    if type(parts) is not int or parts < 0:
-        detail = f"split.count of {path.name} is {shown(parts)}, which is no number of files"
-        return failed("files", "files/split", "split.count", detail)
-    return CheckResult("files", "not_measured", f"{path.name} is the first of {parts} files; the others are not read")
+def _files(parts: Mapping[Path, GgufHeader]) -> CheckResult:
+    """The files of a split model say how many they are, which of them each is, and how many tensors there are."""
+    size, count = sum(header.file_size for header in parts.values()), len(parts)
+    if count == 1:
+        return CheckResult("files", "pass", f"{next(iter(parts)).name}, {size} bytes")
+    tensors = sum(len(header.tensors) for header in parts.values())
+    findings = []
+    for number, (path, header) in enumerate(parts.items()):
+        for key, expected in (("no", number), ("count", count), ("tensors.count", tensors)):
+            if (value := header.metadata.get(f"split.{key}")) != expected:
+                detail = f"split.{key} of {path.name} is {shown(value)}, but must be {expected}"
+                findings.append(finding("files/split", path.name, detail))
+    return judged("files", findings, f"{count} files from {next(iter(parts)).name} on, {size} bytes")
 
 
-def _bounds(path: Path, header: GgufHeader) -> CheckResult:
-    """Every tensor lies inside the file, where the one before it ends: ggml reads no other file.
+def _bounds(parts: Mapping[Path, GgufHeader]) -> CheckResult:
+    """Every tensor lies inside its file, where the one before it ends: ggml reads no other file.
 
     Source: `gguf_init_from_reader` in ggml's gguf.cpp, which compares each offset with the padded sum of the sizes.
     """
+    findings = [found for path, header in parts.items() for found in _misplacements(path, header)]
+    owners: dict[str, Path] = {}
+    for path, header in parts.items():
+        for tensor in header.tensors:
+            if (other := owners.setdefault(tensor.name, path)) != path:
+                detail = f"{shown(tensor.name)} lies in {other.name} and in {path.name}"
+                findings.append(finding("gguf/duplicate", tensor.name, detail))
+    tensors, size = sum(len(header.tensors) for header in parts.values()), sum(h.file_size for h in parts.values())
+    return judged("gguf/bounds", findings, f"{tensors} tensors within {size} bytes")
+
+
+def _misplacements(path: Path, header: GgufHeader) -> list[Finding]:
     findings = _duplicates(path, header)
     misplaced = _misplaced(header)
     if misplaced is not None:
@@ -76,7 +105,7 @@ def _bounds(path: Path, header: GgufHeader) -> CheckResult:
     if last is not None and (end := last.offset + last.nbytes) > header.file_size:
         detail = f"{path.name} has {header.file_size} bytes, but {last.name} ends at byte {end}"
         findings.append(finding("gguf/offsets" if misplaced else "files/truncated", last.name, detail))
-    return judged("gguf/bounds", findings, f"{len(header.tensors)} tensors within {header.file_size} bytes")
+    return findings
 
 
 def _duplicates(path: Path, header: GgufHeader) -> list[Finding]:
@@ -107,19 +136,21 @@ def _overlap(header: GgufHeader) -> str:
     return ""
 
 
-def _reread(path: Path, header: GgufHeader) -> CheckResult:
-    """Read the file with gguf's own reader, which must see the same tensors."""
+def _reread(parts: Mapping[Path, GgufHeader]) -> CheckResult:
+    """Read the files with gguf's own reader, which must see the same tensors."""
     from gguf import GGUFReader
 
     check = "gguf/reader"
-    try:
-        tensors = {str(t.name): (int(t.data_offset), int(t.n_bytes)) for t in GGUFReader(path).tensors}
-    except (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError) as error:
-        return failed(check, check, path.name, f"gguf's reader refuses {path.name}: {error}")
-    if tensors != {tensor.name: (tensor.offset, tensor.nbytes) for tensor in header.tensors}:
-        detail = f"gguf's reader sees other tensors in {path.name} than its header lists"
-        return failed(check, check, path.name, detail)
-    return CheckResult(check, "pass", f"gguf's reader finds the same {len(tensors)} tensors")
+    for path, header in parts.items():
+        try:
+            tensors = {str(t.name): (int(t.data_offset), int(t.n_bytes)) for t in GGUFReader(path).tensors}
+        except (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError) as error:
+            return failed(check, check, path.name, f"gguf's reader refuses {path.name}: {error}")
+        if tensors != {tensor.name: (tensor.offset, tensor.nbytes) for tensor in header.tensors}:
+            detail = f"gguf's reader sees other tensors in {path.name} than its header lists"
+            return failed(check, check, path.name, detail)
+    count = sum(len(header.tensors) for header in parts.values())
+    return CheckResult(check, "pass", f"gguf's reader finds the same {count} tensors")
 
 
 class _Keys:
@@ -142,8 +173,8 @@ class _Keys:
         self.comparison.equal(cause, f"{self.architecture}.{name}", self.value(name), expected, required=False)
 
 
-def _metadata(header: GgufHeader, config: ModelConfig, architecture: str) -> CheckResult:
-    """Compare the hyper-parameters."""
+def _metadata(header: GgufHeader, tensors: Sequence[GgufTensor], config: ModelConfig, architecture: str) -> CheckResult:
+    """Compare the hyper-parameters, which the first file has, and the shape of the embeddings."""
     values, keys = header.metadata, _Keys(header, architecture)
     comparison = keys.comparison
     found = values.get("general.architecture")
@@ -157,7 +188,7 @@ def _metadata(header: GgufHeader, config: ModelConfig, architecture: str) -> Che
     _attention(keys, config)
     _rope(keys, config)
     comparison.context(f"{architecture}.context_length", keys.value("context_length"), config.max_position_embeddings)
-    _vocabulary(comparison, header, config)
+    _vocabulary(comparison, header, tensors, config)
     comparison.compared += 1
     eos = values.get("tokenizer.ggml.eos_token_id")
     if config.eos_token_ids and (type(eos) is not int or eos not in config.eos_token_ids):
@@ -186,10 +217,10 @@ def _rope(keys: _Keys, config: ModelConfig) -> None:
         keys.absent_or("metadata/rope_scaling", "rope.scaling.factor", 1.0)
 
 
-def _vocabulary(comparison: Comparison, header: GgufHeader, config: ModelConfig) -> None:
-    embedding = next((tensor for tensor in header.tensors if tensor.name == "token_embd.weight"), None)
+def _vocabulary(comparison: Comparison, header: GgufHeader, tensors: Sequence[GgufTensor], config: ModelConfig) -> None:
+    embedding = next((tensor for tensor in tensors if tensor.name == "token_embd.weight"), None)
     rows, cause = embedding and embedding.shape[0], "metadata/vocabulary"
-    comparison.equal(cause, "rows of token_embd.weight", rows, config.vocab_size, required=not _is_split(header))
+    comparison.equal(cause, "rows of token_embd.weight", rows, config.vocab_size, required=True)
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     length = tokens.length if isinstance(tokens, ArrayLength) else None
     comparison.equal(cause, "length of tokenizer.ggml.tokens", length, config.vocab_size)

@@ -78,6 +78,22 @@ class SchemeEntry(_Value):
     embedding_group_size: int | None = Field(
         default=None, description="Group size of embeddings and head; null for the container's own.", examples=[64]
     )
+    overrides: dict[str, str] = Field(
+        default_factory=dict,
+        description="Precisions of single matrices by pattern.",
+        examples=[{"model.layers.0.mlp.down_proj": "int8"}],
+    )
+    accuracy_level: int | None = Field(
+        default=None, description="What MatMulNBits computes in; null for the execution provider's own.", examples=[4]
+    )
+    gguf_source: str = Field(
+        default="source", description="What GGUF types were quantized from.", examples=["source", "f16"]
+    )
+    split_max_size: int | None = Field(
+        default=None,
+        description="Bytes of tensor data that one file may have; null for no limit.",
+        examples=[2 * 10**9],
+    )
 
 
 class DeviceEntry(_Value):

@@ -71,6 +71,11 @@ class Checkpoint:
         """Number of stored weights; a tied head counts once."""
         return sum(tensor.elements for tensor in self.tensors.values())
 
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """Names of all tensors but norms and biases."""
+        return tuple(name for name, tensor in self.tensors.items() if len(tensor.shape) > 1)
+
     @cached_property
     def files(self) -> tuple[Path, ...]:
         """The files that decide what is exported, sorted by name."""

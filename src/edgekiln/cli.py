@@ -232,17 +232,31 @@ def plan(
 )
 @click.option("--group-size", type=click.IntRange(min=1), metavar="N", help="Weights that share a scale.")
 @click.option("--asymmetric", is_flag=True, help="Store zero points (in GGUF: minima) too.")
+@click.option(
+    "--embedding-precision", metavar="P", help="Precision of the embeddings.", shell_complete=completion.precisions
+)
+@click.option(
+    "--head-precision", metavar="P", help="Precision of the output head.", shell_complete=completion.precisions
+)
+@click.option(
+    "--override",
+    "overrides",
+    multiple=True,
+    metavar="'PATTERN=P'",
+    help="Precision of the matrices with such names, like 'model.layers.{0,23}.*=int8'; repeatable.",
+)
+@click.option("--split-max-size", metavar="SIZE", help="Most tensor data in one file, like '2 GB'.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Workers.  [default: all processors]")
+@click.option(
+    "--gguf-source",
+    metavar="source|f16",
+    help="What GGUF types are quantized from.  [default: source]",
+    shell_complete=completion.choices,
+)
 @click.option("--offline", is_flag=True, help="Take a Hub checkpoint from the local cache only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest on standard output and nothing else.")
 def export(
-    checkpoint: str,
-    format_name: str,
-    precision: str,
-    out: Path,
-    group_size: int | None,
-    asymmetric: bool,
-    offline: bool,
-    as_json: bool,
+    checkpoint: str, format_name: str, out: Path, threads: int | None, offline: bool, as_json: bool, **asked: Any
 ) -> None:
     """Export CHECKPOINT to one artifact, without validating it."""
     from edgekiln.checkpoint import open_checkpoint
@@ -250,18 +264,15 @@ def export(
     from edgekiln.errors import UsageError, nearest
     from edgekiln.exporters import EXPORTERS
     from edgekiln.pipelines.export import export as run_export
-    from edgekiln.scheme import Scheme
+    from edgekiln.pipelines.export_options import parse_scheme
 
     if format_name not in EXPORTERS:
         raise UsageError(f"unknown format {format_name!r}; {nearest(format_name, EXPORTERS)}")
-    known = set().union(*(exporter.precisions for exporter in EXPORTERS.values()))
-    if precision.lower() not in known:
-        raise UsageError(f"unknown precision {precision!r}; {nearest(precision.lower(), known)}")
-    scheme = Scheme(precision.lower(), group_size=group_size, symmetric=not asymmetric)
+    scheme = parse_scheme(**asked)
     with Console(1) as console:
         opened = open_checkpoint(checkpoint, offline=offline, listener=console)
-        with console.step(str(out), f"exporting {format_name} {precision}"):
-            manifest = run_export(opened, format_name, scheme, out)
+        with console.step(str(out), f"exporting {format_name} {scheme.precision}"):
+            manifest = run_export(opened, format_name, scheme, out, threads=threads)
     size = sum(entry.size for entry in manifest.files)
     line = f"{out}: {manifest.container_type}, {size:,} bytes in {len(manifest.files)} files"
     _show(manifest.model_dump_json(indent=2, by_alias=True) if as_json else line)

@@ -19,12 +19,12 @@ from edgekiln.artifact import write_atomically
 from edgekiln.cli import cli
 from edgekiln.errors import UsageError
 from edgekiln.pipelines import settings as settings_module
-from edgekiln.pipelines.plan import OPTIONS
 from edgekiln.pipelines.schemas import json_schema
 from edgekiln.pipelines.settings import ENVIRONMENT_PREFIX, OTHER_VARIABLES, Settings
 from edgekiln.pipelines.shipped import CATALOGUE, shipped
 from edgekiln.pipelines.targets import Meaning, Target, TargetsSpec, parse_targets
 from edgekiln.reference_schema import code, default_text, plain, sections, table, type_text
+from edgekiln.scheme import OPTIONS
 from edgekiln.units import format_size
 from edgekiln.validators import gates as gates_module
 from edgekiln.validators.gates import DEFAULT_GATES, METRICS, OF_MACHINE
