@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from engine_common import Part, load, machine
+from common import Part, load, machine
 from engine_files import default_pipeline, hashing
 from engine_matrix import noop, planning
 from engine_steps import many, overhead, where_it_goes

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from engine_common import Figure, Part, alternate, command, load, samples
+from common import Figure, Part, alternate, command, load, samples
 
 from edgekiln.engine.hash_memory import HashMemory
 

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine_common import Part, cost_of, environment, load, mib, samples
+from common import Part, cost_of, environment, load, mib, samples
 
 PER_TARGET = 10
 COLUMNS = ("seconds", "processor time, seconds", "peak memory, MiB")

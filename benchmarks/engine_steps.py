@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
-from engine_common import Action, Figure, Part, samples, seconds_of
+from common import Action, Figure, Part, samples, seconds_of
 
 from edgekiln.engine import local_store, scheduler
 from edgekiln.engine.hash_memory import HashMemory

@@ -59,6 +59,7 @@ class ExportPlan:
         container_type: What the container holds, for reports: `Q4_0`, `MatMulNBits int4 g32 sym`.
         tensors: Every tensor, in the order in which it is written.
         device: Where it is to run.
+        notes: What of the artifact as a whole is not as asked for.
     """
 
     format: str
@@ -66,6 +67,7 @@ class ExportPlan:
     container_type: str
     tensors: tuple[TensorPlan, ...]
     device: Device = ANY_CPU
+    notes: tuple[str, ...] = ()
 
     @property
     def weights_bytes(self) -> int:

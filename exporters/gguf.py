@@ -18,7 +18,14 @@ from edgekiln.device import ANY_CPU, Device
 from edgekiln.errors import CheckpointError, StepError, UnsupportedError, UsageError
 from edgekiln.exporters.base import ExportPlan, Quantize, TensorPlan, unknown_precision, unknown_provider
 from edgekiln.exporters.gguf_header import TensorEntry, pack_header, place
-from edgekiln.exporters.gguf_metadata import add_general, add_hyper_parameters, add_sampling, add_split, add_tokenizer
+from edgekiln.exporters.gguf_metadata import (
+    add_general,
+    add_hyper_parameters,
+    add_sampling,
+    add_split,
+    add_tokenizer,
+    context_length,
+)
 from edgekiln.exporters.gguf_mix import MIXES, Mix, check_group_size, choose, find_mix, tensor_bytes
 from edgekiln.exporters.gguf_names import gguf_name
 from edgekiln.exporters.gguf_size import artifact_size
@@ -28,6 +35,7 @@ from edgekiln.exporters.stream import CHUNK_WEIGHTS, little_endian, write_tensor
 from edgekiln.grids import BlockGrid, BlockRows, FloatDtype, Grid, QuantizedRows
 from edgekiln.installed import package_version
 from edgekiln.journal import Extent, Journal, Layout
+from edgekiln.model_config import ModelConfig, Yarn
 from edgekiln.scheme import Scheme, overridden
 from edgekiln.tensor_files import TensorFiles
 
@@ -134,6 +142,7 @@ class Gguf:
             raise UnsupportedError(reason)
         if scheme.accuracy_level is not None:
             raise UsageError("accuracy_level is of ONNX Runtime's MatMulNBits; GGUF has none, so leave it out")
+        _check_rope(checkpoint)
         mix = _mix(scheme)
         ends, overrides = overridden(scheme, checkpoint.matrices)
         check_group_size(scheme.precision, scheme.group_size)
@@ -154,7 +163,7 @@ class Gguf:
                     through="float16" if scheme.gguf_source == "f16" else None,
                 )
             )
-        return ExportPlan(FORMAT, scheme, mix.label, tuple(tensors), device)
+        return ExportPlan(FORMAT, scheme, mix.label, tuple(tensors), device, _notes(checkpoint.config))
 
     def write(
         self,
@@ -185,6 +194,24 @@ class Gguf:
     def tool_versions(self) -> Mapping[str, str]:
         """Return the versions of the libraries that touch the bytes; the quantizer names its own."""
         return {name: package_version(name) for name in ("gguf", "numpy")}
+
+
+def _check_rope(checkpoint: Checkpoint) -> None:
+    """Refuse what a file cannot tell llama.cpp, whose context parameters alone decide it for these architectures."""
+    yarn = checkpoint.config.yarn
+    if yarn is not None and not yarn.has_usual_betas:
+        raise UnsupportedError(
+            f"{checkpoint.source} stretches its rope by YaRN with beta_fast {yarn.beta_fast:g} and beta_slow "
+            f"{yarn.beta_slow:g}, but llama.cpp takes {Yarn.beta_fast:g} and {Yarn.beta_slow:g} whatever a Qwen's file "
+            "says; use onnx"
+        )
+
+
+def _notes(config: ModelConfig) -> tuple[str, ...]:
+    if context_length(config) == config.max_position_embeddings:
+        return ()
+    window = config.sliding_window
+    return (f"llama.cpp has no sliding window for this model, so its context is the window of {window} tokens",)
 
 
 def _tensor_names(checkpoint: Checkpoint) -> dict[str, str]:

@@ -13,6 +13,7 @@ from edgekiln.checkpoint import Checkpoint
 from edgekiln.errors import CheckpointError, UnsupportedError
 from edgekiln.exporters.gguf_mix import Mix
 from edgekiln.exporters.gguf_tokenizer import Vocabulary
+from edgekiln.model_config import ModelConfig, Yarn
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -66,7 +67,7 @@ def add_hyper_parameters(writer: GGUFWriter, checkpoint: Checkpoint) -> None:
     """Add `<architecture>.*`."""
     config = checkpoint.config
     writer.add_block_count(config.num_layers)
-    writer.add_context_length(config.max_position_embeddings)
+    writer.add_context_length(context_length(config))
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_heads)
@@ -75,6 +76,24 @@ def add_hyper_parameters(writer: GGUFWriter, checkpoint: Checkpoint) -> None:
     writer.add_value_length(config.head_dim)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if config.yarn is not None:
+        _add_yarn(writer, config.yarn)
+
+
+def context_length(config: ModelConfig) -> int:
+    """Return the tokens of context that llama.cpp computes as the model does.
+
+    It knows no sliding window of these architectures, and within one there is no difference.
+    """
+    return min(config.max_position_embeddings, config.sliding_window or config.max_position_embeddings)
+
+
+def _add_yarn(writer: GGUFWriter, yarn: Yarn) -> None:
+    from gguf import RopeScalingType
+
+    writer.add_rope_scaling_type(RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(yarn.factor)
+    writer.add_rope_scaling_orig_ctx_len(yarn.original_context)
 
 
 def add_sampling(writer: GGUFWriter, checkpoint: Checkpoint) -> None:

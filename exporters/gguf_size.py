@@ -13,6 +13,7 @@ from edgekiln.exporters.base import ExportPlan, TensorPlan
 from edgekiln.exporters.gguf_metadata import KNOWN_ENDS, MOST_OTHER_ENDS, model_name, size_label
 from edgekiln.exporters.gguf_tokenizer import Vocabulary, read_vocabulary
 from edgekiln.exporters.manifest_size import sealed_size
+from edgekiln.model_config import Yarn
 
 #: Magic, version, number of tensors, number of pairs.
 _FIXED: Final = 4 + 4 + 8 + 8
@@ -61,7 +62,7 @@ def _numbers(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Iterator[str]:
     """Yield the keys whose values are numbers of four bytes."""
     config = checkpoint.config
     yield from ("general.file_type", "general.quantization_version")
-    yield from (f"{checkpoint.family.gguf_architecture}.{name}" for name in _HYPER_PARAMETERS)
+    yield from (f"{checkpoint.family.gguf_architecture}.{name}" for name in (*_HYPER_PARAMETERS, *_yarn(config.yarn)))
     yield from (
         f"general.sampling.{k}" for field, k in _SAMPLING.items() if getattr(config.sampling, field) is not None
     )
@@ -74,12 +75,19 @@ def _numbers(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Iterator[str]:
         yield "tokenizer.ggml.padding_token_id"
 
 
+def _yarn(yarn: Yarn | None) -> tuple[str, ...]:
+    """Return the names of YaRN's numbers."""
+    return () if yarn is None else ("rope.scaling.factor", "rope.scaling.original_context_length")
+
+
 def _texts(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Iterator[tuple[str, str]]:
     """Yield the pairs of which both are texts."""
     yield "general.architecture", checkpoint.family.gguf_architecture
     yield "general.type", "model"
     yield "general.name", model_name(checkpoint)
     yield "general.size_label", size_label(checkpoint.weight_count)
+    if checkpoint.config.yarn is not None:
+        yield f"{checkpoint.family.gguf_architecture}.rope.scaling.type", "yarn"
     yield "tokenizer.ggml.model", "gpt2"
     yield "tokenizer.ggml.pre", vocabulary.pre
     if checkpoint.chat_template is not None:

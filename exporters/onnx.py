@@ -43,7 +43,7 @@ from edgekiln.scheme import Scheme, overridden
 from edgekiln.tensor_files import TensorFiles
 
 MODEL_FILE: Final = "model.onnx"
-TOOLS: Final = ("mobius-onnx", "numpy", "onnx", "onnx-ir", "onnxruntime", "torch", "transformers")
+TOOLS: Final = ("mobius-onnx", "numpy", "onnx", "onnx-ir", "onnxruntime", "torch")
 _GROUP_SIZES: Final = (16, 32, 64, 128, 256)
 _DEFAULT_GROUP: Final = {"int8": 32, "int4": 32, "nf4": 64}
 #: What embeddings and head are stored as when the scheme does not say: no operator looks NF4 up, and an int8 head

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from edgekiln import __version__
@@ -54,7 +55,9 @@ def write_artifact(
         StepError: The weights hold what cannot be exported.
     """
     exporter = EXPORTERS[plan.format]
-    exporter.write(checkpoint, plan, directory, quantize, journal=journal, threads=threads)
+    with ThreadPoolExecutor(1, thread_name_prefix="identity") as aside:
+        aside.submit(lambda: checkpoint.identity)  # hashes the checkpoint, unless someone did before
+        exporter.write(checkpoint, plan, directory, quantize, journal=journal, threads=threads)
     manifest = Manifest(
         format=plan.format,
         container_type=plan.container_type,

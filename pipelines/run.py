@@ -440,6 +440,7 @@ def _notes(cell: Cell) -> tuple[str, ...]:
         f"{names[0]}: {reason}" if len(names) == 1 else f"{len(names)} tensors, first {names[0]}: {reason}"
         for reason, names in by_reason.items()
     ]
+    notes += cell.plan.notes
     if (threads := threads_here(cell.build)) < cell.build.threads:
         notes.append(f"run with {threads} threads instead of {cell.build.threads}: this machine has no more")
     return tuple(notes)

@@ -516,13 +516,17 @@ CASES: Final[Mapping[str, Mapping[str, Case]]] = {
         "a billion layers": Case(config(num_hidden_layers=10**9), 2, "num_hidden_layers is 1000000000"),
         "heads that do not divide by key-value heads": Case(config(num_key_value_heads=3), 2, "do not divide by 3"),
         "hidden size that does not divide by heads": Case(
-            config(num_attention_heads=6, head_dim=None), 2, "does not divide by 6"),
+            config(model_type="qwen2", num_attention_heads=6, head_dim=None), 2, "does not divide by 6"),
         "an odd head size": Case(config(head_dim=15), 2, "need an even number"),
         "a text for a number": Case(config(hidden_size="64"), 2, "hidden_size is '64'"),
         "an end token beyond the vocabulary": Case(
             content("generation_config.json", b'{"eos_token_id": 5000}'), 2, "5000 that ends a reply lies beyond"),
         "another architecture": Case(config(model_type="llama"), 3, "describes a 'llama' model"),
-        "a scaled rope": Case(config(rope_scaling={"type": "yarn"}), 3, "scales its rope by 'yarn'"),
+        "a rope scaled in an unknown way": Case(
+            config(rope_scaling={"type": "dynamic", "factor": 2}), 3, "scales its rope by 'dynamic'"),
+        "YaRN without a factor": Case(config(rope_scaling={"type": "yarn"}), 2, "has no 'factor'"),
+        "a window without a switch": Case(
+            config(layer_types=["sliding_attention"]), 2, "use_sliding_window is not true"),
         "quantized already": Case(config(quantization_config={"quant_method": "gptq"}), 3, "is quantized already"),
     },
     "Tokenizer and chat template": {
@@ -588,6 +592,19 @@ CASES: Final[Mapping[str, Mapping[str, Case]]] = {
             lambda f: (project()(f), make_disk(f)), 5, "cannot write disk/out: Read-only", (*BUILD, "--out",
             "disk/out"),
             wrapper=mounted("ro"), needs=_no_namespaces, leaves=_RUN_FILES | {"disk"}),
+    },
+    "Options of an export": {
+        "an override without a precision": Case(nothing, 2, "must be PATTERN=PRECISION", (*EXPORT, "--override", "*")),
+        "an override that matches nothing": Case(
+            nothing, 2, r"matches none of the checkpoint's \d+ matrices", (*EXPORT, "--override", "x=q8_0")),
+        "an override with a precision of another format": Case(
+            nothing, 3, "GGUF does not hold nf4; use iq4_nl", (*EXPORT, "--override", "*=nf4")),
+        "an override of ten thousand names": Case(
+            nothing, 2, "stands for more than 1000 names", (*EXPORT, "--override", "{0..9}{0..9}{0..9}{0..9}=q8_0")),
+        "files too small to be useful": Case(nothing, 2, "give 1 MB or more", (*EXPORT, "--split-max-size", "1 kB")),
+        "a size of no unit that is known": Case(nothing, 2, "is no size", (*EXPORT, "--split-max-size", "2 pounds")),
+        "a source that GGUF types cannot have": Case(
+            nothing, 2, "--gguf-source 'f32' is unknown", (*EXPORT, "--gguf-source", "f32")),
     },
     "Plans": {
         "--format that there is not": Case(nothing, 2, "did you mean 'json'", ("plan", "--format", "jsn")),

@@ -110,7 +110,7 @@ def make_checkpoint(
     }
     if model_type == "qwen3":
         values["head_dim"] = head_dim
-    values |= config or {}
+    values = {key: value for key, value in (values | (config or {})).items() if value is not ...}
     (directory / "config.json").write_text(json.dumps(values))
     rng = np.random.default_rng(seed)
     tensors = {

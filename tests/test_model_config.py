@@ -20,6 +20,9 @@ BASE = {
 }
 
 
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
+
+
 def parse(tmp_path, generation=None, **changes):
     config = {key: value for key, value in {**BASE, **changes}.items() if value is not ...}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -37,6 +40,31 @@ def test_layouts_of_transformers_4_and_5_mean_the_same(tmp_path):
 def test_head_dim_defaults_to_the_share_of_a_head(tmp_path):
     assert parse(tmp_path).head_dim == 16
     assert parse(tmp_path, head_dim=32).head_dim == 32
+
+
+def test_head_dim_of_qwen3_is_transformers_own_where_it_is_not_said(tmp_path):
+    assert parse(tmp_path, model_type="qwen3").head_dim == 128
+
+
+def test_yarn_reaches_as_far_as_its_factor_says(tmp_path):
+    assert parse(tmp_path).yarn is None
+    config = parse(tmp_path, rope_scaling=YARN)
+    assert (config.yarn.factor, config.yarn.original_context, config.max_position_embeddings) == (4.0, 256, 1024)
+    new = parse(tmp_path, rope_theta=..., rope_parameters={**YARN, "rope_theta": 1000000.0, "rope_type": "yarn"})
+    assert (new.yarn, new.rope_theta) == (config.yarn, config.rope_theta)
+    assert parse(tmp_path, rope_scaling=YARN, max_position_embeddings=4096).max_position_embeddings == 4096
+    assert parse(tmp_path, rope_scaling={"type": "yarn", "factor": 2}).yarn.original_context == 512
+
+
+def test_windows_are_those_of_the_layers_that_transformers_gives_one(tmp_path):
+    assert parse(tmp_path, sliding_window=64, max_window_layers=0).sliding_layers == ()
+    windowed = {"use_sliding_window": True, "sliding_window": 64}
+    late = parse(tmp_path, **windowed, max_window_layers=1)
+    assert (late.sliding_window, late.sliding_layers) == (64, (1,))
+    assert [late.window_of(layer) for layer in range(2)] == [None, 64]
+    assert parse(tmp_path, **windowed).sliding_layers == ()  # from layer 28 on
+    typed = parse(tmp_path, **windowed, layer_types=["sliding_attention", "full_attention"])
+    assert typed.sliding_layers == (0,)
 
 
 def test_generation_config_decides_what_ends_a_turn(tmp_path):
@@ -63,6 +91,24 @@ BAD = {
     "a context beyond memory": ({"max_position_embeddings": 10**10}, "up to 2097152"),
     "negative eos": ({"eos_token_id": -1}, "token id"),
     "infinite rope base": ({"rope_theta": float("inf")}, "finite"),
+    "a rope base of one": ({"rope_theta": 1.0}, "rope_theta is 1, but must be greater than 1"),
+    "a scaling that is a text": ({"rope_scaling": "yarn"}, "rope_scaling is yarn, but must be an object"),
+    "yarn without a factor": ({"rope_scaling": {"type": "yarn"}}, "no 'factor'"),
+    "yarn that shrinks": ({"rope_scaling": {**YARN, "factor": 0.5}}, "factor is 0.5, but must lie in 1…64"),
+    "yarn beyond memory": (
+        {"max_position_embeddings": 1 << 20, "rope_scaling": {"type": "yarn", "factor": 8}},
+        "max_position_embeddings is 8388608",
+    ),
+    "yarn with betas of one size": ({"rope_scaling": {**YARN, "beta_slow": 32}}, "the first one greater"),
+    "layer types of other layers": ({"layer_types": ["full_attention"]}, "for each of 2 layers"),
+    "layer types without a switch": (
+        {"layer_types": ["full_attention", "sliding_attention"]},
+        "use_sliding_window is not true",
+    ),
+    "a window of nothing": (
+        {"use_sliding_window": True, "max_window_layers": 0, "sliding_window": 0},
+        "sliding_window is 0",
+    ),
 }
 
 
@@ -75,10 +121,11 @@ def test_a_contradiction_is_one_sentence_with_the_file(tmp_path, changes, messag
 
 UNSUPPORTED = {
     "other architecture": ({"model_type": "llama"}, "'llama' model; Edgekiln supports qwen2, qwen3"),
-    "sliding window": ({"use_sliding_window": True}, "sliding-window"),
-    "sliding layers": ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window"),
-    "yarn": ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "'yarn'"),
-    "yarn, transformers 5": ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "'yarn'"),
+    "another scaling": ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic'.*it knows 'yarn'"),
+    "another scaling, transformers 5": ({"rope_parameters": {"rope_type": "llama3"}}, "'llama3'"),
+    "yarn with a factor of its own": ({"rope_scaling": {**YARN, "attention_factor": 2.0}}, "attention_factor"),
+    "yarn with mscale": ({"rope_scaling": {**YARN, "mscale": 0.7}}, "mscale"),
+    "yarn without whole numbers": ({"rope_scaling": {**YARN, "truncate": False}}, "truncate"),
     "activation": ({"hidden_act": "gelu"}, "'gelu'"),
     "quantized": ({"quantization_config": {"quant_method": "gptq"}}, "quantized already"),
 }

@@ -37,7 +37,7 @@ FIXES: Final[Mapping[str, str]] = MappingProxyType(
         "metadata/head_dim": "write the checkpoint's head_dim, which may differ from hidden_size / num_attention_heads",
         "metadata/norm_epsilon": "write the checkpoint's rms_norm_eps into every normalization",
         "metadata/rope_base": "write the checkpoint's rope_theta, or compute the rotary tables from it",
-        "metadata/rope_scaling": "leave the rope unscaled, as the checkpoint has it",
+        "metadata/rope_scaling": "scale the rope as the checkpoint's config.json does, or leave it unscaled like that",
         "metadata/rope_dimension": "rotate all of head_dim, as the checkpoint does",
         "metadata/rope_layout": "rotate halves and not interleaved pairs, as the checkpoint does",
         "metadata/rope_position": "let the rotary tables begin at position 0",

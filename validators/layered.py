@@ -205,10 +205,12 @@ class _Cache:
 class _Layer:
     """A module, and where the weights of its parameters go."""
 
-    def __init__(self, module: Any, tensors: dict[str, TensorInfo], buffers: dict[str, Any]) -> None:
+    def __init__(
+        self, module: Any, tensors: dict[str, TensorInfo], buffers: dict[str, Any], window: int | None = None
+    ) -> None:
         import torch
 
-        self.module, self.loaded, self._tensors = module, False, tensors
+        self.module, self.loaded, self.window, self._tensors = module, False, window, tensors
         module.load_state_dict(buffers, assign=True)
         for part in module.modules():
             if isinstance(part, torch.nn.Linear):
@@ -396,7 +398,7 @@ class LayeredModel:
                 buffers = _buffers(tensors)
             else:
                 buffers = shared = shared or _buffers(tensors)
-            layers.append(_Layer(module, tensors, buffers))
+            layers.append(_Layer(module, tensors, buffers, self._checkpoint.config.window_of(number)))
         return layers
 
     def _check(self, sequences: Sequence[Sequence[int]], more: int) -> None:
@@ -448,7 +450,7 @@ class LayeredModel:
         for layer in self._each_layer():
             with layer.watched(observe):
                 for state in states:
-                    _advance(layer.module, state, rope, _Cache(1, len(state)) if len(state) > _BLOCK else None, 0)
+                    _advance(layer, state, rope, _Cache(1, len(state)) if len(state) > _BLOCK else None, 0)
         return states
 
     def _head_slices(self) -> Iterator[tuple[int, Any]]:
@@ -501,7 +503,7 @@ class LayeredModel:
         states, rope = self._embed(prompts), self._rope(torch.arange(int(lengths.max()))[None])
         for layer, cache in zip(self._each_layer(), caches, strict=True):
             for row, state in enumerate(states):
-                _advance(layer.module, state, rope, cache, row)
+                _advance(layer, state, rope, cache, row)
         last = torch.stack([state[-1] for state in states])
         for step in range(count):
             tokens = self._best(last)
@@ -519,18 +521,22 @@ class LayeredModel:
 
         state = torch.stack(self._embed([[token] for token in tokens]))
         rope, rows = self._rope(positions), torch.arange(len(tokens))
-        seen = (torch.arange(int(positions.max()) + 1) <= positions)[:, None, None]
+        keys = torch.arange(int(positions.max()) + 1)
         for layer, cache in zip(self._each_layer(), caches, strict=True):
             cache.seek(rows, positions)
-            state = layer.module(state, attention_mask=seen, position_embeddings=rope, past_key_values=cache)
+            seen = keys <= positions
+            if layer.window is not None:
+                seen &= keys > positions - layer.window
+            mask = seen[:, None, None]
+            state = layer.module(state, attention_mask=mask, position_embeddings=rope, past_key_values=cache)
         return state[:, 0]
 
 
-def _advance(module: Any, state: Any, rope: tuple[Any, Any], cache: _Cache | None, row: int) -> None:
+def _advance(layer: _Layer, state: Any, rope: tuple[Any, Any], cache: _Cache | None, row: int) -> None:
     """Take one sequence through one layer in place, in blocks.
 
     Args:
-        module: The decoder layer.
+        layer: The decoder layer.
         state: float32 [tokens, hidden].
         rope: Cosines and sines of all positions.
         cache: Keeps keys and values; may be None for a single block.
@@ -542,11 +548,15 @@ def _advance(module: Any, state: Any, rope: tuple[Any, Any], cache: _Cache | Non
         stop = min(start + _BLOCK, len(state))
         if cache is not None:
             cache.seek(torch.tensor([row]), torch.arange(start, stop)[None])
-        # Without a mask the attention is causal from the first position on.
-        mask = torch.ones(stop - start, stop, dtype=torch.bool).tril(start)[None, None] if start else None
+        mask = None  # without one the attention is causal from the first position on
+        if start or (layer.window is not None and stop > layer.window):
+            seen = torch.ones(stop - start, stop, dtype=torch.bool).tril(start)
+            mask = (seen if layer.window is None else seen.triu(start - layer.window + 1))[None, None]
         tables = rope[0][:, start:stop], rope[1][:, start:stop]
         block = state[None, start:stop]
-        state[start:stop] = module(block, attention_mask=mask, position_embeddings=tables, past_key_values=cache)[0]
+        state[start:stop] = layer.module(block, attention_mask=mask, position_embeddings=tables, past_key_values=cache)[
+            0
+        ]
 
 
 def _groups(sizes: Sequence[int], limit: int) -> Iterator[range]:

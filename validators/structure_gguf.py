@@ -208,11 +208,20 @@ def _attention(keys: _Keys, config: ModelConfig) -> None:
 
 
 def _rope(keys: _Keys, config: ModelConfig) -> None:
-    """A checkpoint whose rope is scaled is refused before, so none may be scaled here."""
     keys.equal("metadata/rope_base", "rope.freq_base", float(config.rope_theta), _DEFAULT_ROPE_BASE)
     keys.absent_or("metadata/rope_dimension", "rope.dimension_count", config.head_dim)
-    keys.absent_or("metadata/rope_scaling", "rope.scaling.type", "none")
-    keys.absent_or("metadata/rope_scaling", "rope.scale_linear", 1.0)
+    cause = "metadata/rope_scaling"
+    keys.absent_or(cause, "rope.scale_linear", 1.0)
+    if (yarn := config.yarn) is not None:
+        keys.equal(cause, "rope.scaling.type", "yarn")
+        keys.equal(cause, "rope.scaling.factor", yarn.factor)
+        keys.equal(cause, "rope.scaling.original_context_length", yarn.original_context, config.max_position_embeddings)
+        if not yarn.has_usual_betas:
+            detail = f"llama.cpp computes YaRN with betas of 32 and 1, the reference with {yarn.beta_fast:g} and "
+            keys.comparison.problem(cause, "rope.scaling.type", f"{detail}{yarn.beta_slow:g}")
+        keys.absent_or(cause, "rope.scaling.attn_factor", 1.0)
+        return
+    keys.absent_or(cause, "rope.scaling.type", "none")
     if keys.value("rope.scaling.type") is None:  # llama.cpp then scales linearly, if there is a factor
         keys.absent_or("metadata/rope_scaling", "rope.scaling.factor", 1.0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -172,16 +172,26 @@ def _is_other_scale(node: Attention, config: ModelConfig) -> bool:
     return node.scale not in {None, 1.0} and not math.isclose(node.scale or 0.0, expected, rel_tol=_SCALE_TOLERANCE)
 
 
+def _other_windows(nodes: Sequence[Attention], config: ModelConfig) -> list[Attention]:
+    """Return the nodes that look back on more or fewer tokens than the layer does; a window of all tokens is none."""
+    limit = config.max_position_embeddings
+    layers = range(len(nodes)) if len(nodes) == config.num_layers else [-1] * len(nodes)
+    return [
+        node
+        for layer, node in zip(layers, nodes, strict=True)
+        if min(node.window or limit, limit) != min(config.window_of(layer) or limit, limit)
+    ]
+
+
 def _attention(comparison: Comparison, found: GraphParameters, config: ModelConfig) -> None:
     nodes = found.attention
-    limit = config.max_position_embeddings
     faults = (
         (
             "metadata/attention_scale",
             [n for n in nodes if _is_other_scale(n, config)],
             "another scale than the model's",
         ),
-        ("metadata/attention_window", [n for n in nodes if n.window is not None and n.window < limit], "a window"),
+        ("metadata/attention_window", _other_windows(nodes, config), "another window than the model's"),
         ("metadata/softcap", [n for n in nodes if n.softcap is not None], "a cap on its scores"),
         ("metadata/causal", [n for n in nodes if not n.causal], "attention to what follows"),
     )
@@ -204,7 +214,7 @@ def _rope(comparison: Comparison, found: GraphParameters, genai: Mapping[str, An
         if table.rotary_dim != config.head_dim:
             detail = f"{table.name} rotates {table.rotary_dim} numbers of a head, but the reference {config.head_dim}"
             comparison.problem(cause, table.name, detail)
-        elif (fault := judge_table(table, config.rope_theta)) is not None:
+        elif (fault := judge_table(table, config.rope_theta, config.yarn)) is not None:
             comparison.problem(fault[0], table.name, fault[1])
         named = genai["model"].get("context_length") if isinstance(genai.get("model"), dict) else None
         if type(named) is int and table.positions < named <= config.max_position_embeddings:

@@ -24,6 +24,9 @@ _MISSING: Final = object()
 #: Beyond every Qwen; what is larger is a mistake, or made to exhaust memory (tensor names, rotary tables).
 _LIMITS: Final[Mapping[str, int]] = MappingProxyType({"num_hidden_layers": 1024, "max_position_embeddings": 1 << 21})
 _MAX_INTEGER: Final = 1 << 24
+_MAX_YARN_FACTOR: Final = 64
+#: What Transformers takes where config.json has no head_dim; other families share the hidden size among the heads.
+_HEAD_DIMS: Final[Mapping[str, int]] = MappingProxyType({"qwen3": 128})
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,42 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Yarn:
+    """YaRN (arXiv:2309.00071), by which a rotary embedding reaches beyond the context that it was trained for.
+
+    Attributes:
+        factor: How many times as far.
+        original_context: Tokens of context that it was trained for.
+        beta_fast: Dimensions that turn more often within it are left as they are.
+        beta_slow: Dimensions that turn less often within it are stretched by the factor.
+    """
+
+    factor: float
+    original_context: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+
+    @property
+    def has_usual_betas(self) -> bool:
+        """Tell whether the two are those of the paper."""
+        return (self.beta_fast, self.beta_slow) == (Yarn.beta_fast, Yarn.beta_slow)
+
+    @property
+    def attention_factor(self) -> float:
+        """What cosines and sines are multiplied with (section 3.4)."""
+        return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """The hyper-parameters of a dense Qwen decoder.
+    """The hyper-parameters of a Qwen decoder.
 
     Attributes:
         model_type: Key of `edgekiln.families.FAMILIES`.
-        max_position_embeddings: Context length in tokens.
+        max_position_embeddings: Context length in tokens, as far as YaRN takes it.
+        yarn: How the rotary embedding is scaled; None where it is not.
+        sliding_window: Tokens that the layers in `sliding_layers` look back on, the current one included; None if none.
+        sliding_layers: Layers with a window, ascending.
         eos_token_ids: All tokens that end a generation, the chat's end-of-turn token first.
         raw: config.json as read, for frameworks that want it whole.
     """
@@ -66,6 +99,13 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     sampling: Sampling
     raw: Mapping[str, object]
+    yarn: Yarn | None = None
+    sliding_window: int | None = None
+    sliding_layers: tuple[int, ...] = ()
+
+    def window_of(self, layer: int) -> int | None:
+        """Return how many tokens a layer looks back on, the current one included; None for all."""
+        return self.sliding_window if layer in self.sliding_layers else None
 
 
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, object]:
@@ -110,6 +150,10 @@ class _Fields:
             )
         return value
 
+    def count(self, key: str, default: object = _MISSING) -> int:
+        """Return an integer that may be 0."""
+        return 0 if self.values.get(key) == 0 and self.values.get(key) is not False else self.positive(key, default)
+
     def number(self, key: str, default: object = _MISSING) -> float:
         value = self._get(key, (int, float), "a number", default)
         try:
@@ -142,19 +186,79 @@ class _Fields:
         return ids
 
 
-def _rope_theta(config: _Fields) -> float:
-    """Return the rope base, refusing every kind of scaling that is not exported yet."""
-    parameters = config.values.get("rope_parameters")
-    scaling = config.values.get("rope_scaling")
-    for rope in (parameters, scaling):
-        if isinstance(rope, dict) and (kind := rope.get("rope_type", rope.get("type", "default"))) != "default":
+def _rope(config: _Fields) -> tuple[float, Yarn | None]:
+    """Return the rope base and how it is scaled, refusing every kind of scaling but YaRN."""
+    yarn, theta = None, None
+    for key in ("rope_scaling", "rope_parameters"):
+        values = config.values.get(key)
+        if values is None:
+            continue
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{config.path}: {key} is {str(values)[:40]}, but must be an object")
+        fields = _Fields(config.path, values)
+        kind = values.get("rope_type", values.get("type", "default"))
+        if kind == "yarn":
+            yarn = _yarn(fields, config)
+        elif kind != "default":
             raise UnsupportedError(
-                f"{config.path} scales its rope by {kind!r}, which Edgekiln does not export yet; "
-                "remove the scaling to export the model at its own context length"
+                f"{config.path} scales its rope by {str(kind)[:40]!r}, which Edgekiln does not export; it knows "
+                "'yarn'. Remove the scaling to export the model at its own context length"
             )
-    if isinstance(parameters, dict) and "rope_theta" in parameters:
-        return _Fields(config.path, parameters).number("rope_theta")
-    return config.number("rope_theta", 10000.0)
+        theta = fields.optional_number("rope_theta") if theta is None else theta
+    theta = config.number("rope_theta", 10000.0) if theta is None else theta
+    if theta <= 1:
+        raise CheckpointError(f"{config.path}: rope_theta is {theta:g}, but must be greater than 1")
+    return theta, yarn
+
+
+def _yarn(fields: _Fields, config: _Fields) -> Yarn:
+    """Return YaRN's parameters, refusing those that no runtime has."""
+    factor = fields.number("factor")
+    if not 1 <= factor <= _MAX_YARN_FACTOR:
+        raise CheckpointError(f"{fields.path}: YaRN's factor is {factor:g}, but must lie in 1…{_MAX_YARN_FACTOR}")
+    original = fields.positive("original_max_position_embeddings", config.positive("max_position_embeddings"))
+    yarn = Yarn(factor, original, fields.number("beta_fast", 32.0), fields.number("beta_slow", 1.0))
+    if yarn.beta_slow <= 0 or yarn.beta_fast <= yarn.beta_slow:
+        raise CheckpointError(
+            f"{fields.path}: YaRN's beta_fast {yarn.beta_fast:g} and beta_slow {yarn.beta_slow:g} must be positive, "
+            "and the first one greater"
+        )
+    usual = yarn.attention_factor
+    if not math.isclose(fields.number("attention_factor", usual), usual, rel_tol=1e-6):
+        raise UnsupportedError(f"{fields.path} gives YaRN an attention_factor of its own, which GGUF cannot express")
+    if fields.values.get("mscale") or fields.values.get("mscale_all_dim") or not fields.flag("truncate", True):
+        raise UnsupportedError(f"{fields.path} gives YaRN mscale or truncate, which no Qwen uses and no runtime maps")
+    return yarn
+
+
+def _context(config: _Fields, yarn: Yarn | None) -> int:
+    """Return the context length, as far as YaRN takes it."""
+    key = "max_position_embeddings"
+    context = config.positive(key)
+    if yarn is not None and (stretched := round(yarn.factor * yarn.original_context)) > context:
+        return _Fields(config.path, {key: stretched}).positive(key)
+    return context
+
+
+def _sliding(config: _Fields, layers: int) -> tuple[int | None, tuple[int, ...]]:
+    """Return the window and the layers that have one, as Transformers reads them for Qwen2 and Qwen3."""
+    kinds = config.values.get("layer_types")
+    if kinds is None:
+        if not config.flag("use_sliding_window", False):
+            return None, ()
+        chosen = tuple(range(config.count("max_window_layers", 28), layers))
+    else:
+        known = {"full_attention", "sliding_attention"}
+        if not isinstance(kinds, list) or len(kinds) != layers or not known.issuperset(map(str, kinds)):
+            raise CheckpointError(
+                f"{config.path}: layer_types must name full_attention or sliding_attention for each of {layers} layers"
+            )
+        chosen = tuple(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
+        if chosen and not config.flag("use_sliding_window", False):
+            raise CheckpointError(
+                f"{config.path}: layer_types has sliding_attention, but use_sliding_window is not true; agree on one"
+            )
+    return (config.positive("sliding_window", 4096), chosen) if chosen else (None, ())
 
 
 def _check_supported(config: _Fields, supported: Mapping[str, object]) -> str:
@@ -163,9 +267,6 @@ def _check_supported(config: _Fields, supported: Mapping[str, object]) -> str:
         raise UnsupportedError(
             f"{config.path} describes a {model_type!r} model; Edgekiln supports {', '.join(sorted(supported))}"
         )
-    layers = config.values.get("layer_types")
-    if config.flag("use_sliding_window", False) or (isinstance(layers, list) and "sliding_attention" in layers):
-        raise UnsupportedError(f"{config.path} uses sliding-window attention, which Edgekiln does not export yet")
     if (activation := config.text("hidden_act", "silu")) != "silu":
         raise UnsupportedError(f"{config.path} has hidden_act {activation!r}; Edgekiln exports 'silu'")
     if model_type == "qwen3" and config.flag("attention_bias", False):
@@ -194,9 +295,10 @@ def parse_config(directory: Path, supported: Mapping[str, object]) -> ModelConfi
     kv_heads = config.positive("num_key_value_heads", heads)
     if heads % kv_heads:
         raise CheckpointError(f"{config.path}: {heads} attention heads do not divide by {kv_heads} key-value heads")
-    if config.values.get("head_dim") is None and hidden % heads:
+    usual = _HEAD_DIMS.get(model_type)
+    if config.values.get("head_dim") is None and usual is None and hidden % heads:
         raise CheckpointError(f"{config.path}: hidden_size {hidden} does not divide by {heads} attention heads")
-    head_dim = config.positive("head_dim", hidden // heads)
+    head_dim = config.positive("head_dim", usual or hidden // heads)
     if head_dim % 2:
         raise CheckpointError(f"{config.path}: head_dim is {head_dim}, but rotary embeddings need an even number")
     vocab_size = config.positive("vocab_size")
@@ -207,18 +309,20 @@ def parse_config(directory: Path, supported: Mapping[str, object]) -> ModelConfi
             f"{where.path}: the token {beyond[0]} that ends a reply lies beyond the vocabulary of {vocab_size}"
         )
     pad = generation.optional_int("pad_token_id")
+    layers, (theta, yarn) = config.positive("num_hidden_layers"), _rope(config)
+    window, sliding_layers = _sliding(config, layers)
     return ModelConfig(
         model_type=model_type,
         hidden_size=hidden,
         intermediate_size=config.positive("intermediate_size"),
-        num_layers=config.positive("num_hidden_layers"),
+        num_layers=layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         vocab_size=vocab_size,
-        max_position_embeddings=config.positive("max_position_embeddings"),
+        max_position_embeddings=_context(config, yarn),
         rms_norm_eps=config.number("rms_norm_eps", 1e-6),
-        rope_theta=_rope_theta(config),
+        rope_theta=theta,
         tie_word_embeddings=config.flag("tie_word_embeddings", False),
         bos_token_id=config.optional_int("bos_token_id"),
         pad_token_id=config.optional_int("pad_token_id") if pad is None else pad,
@@ -232,4 +336,7 @@ def parse_config(directory: Path, supported: Mapping[str, object]) -> ModelConfi
             repetition_penalty=generation.optional_number("repetition_penalty"),
         ),
         raw=MappingProxyType(config.values),
+        yarn=yarn,
+        sliding_window=window,
+        sliding_layers=sliding_layers,
     )

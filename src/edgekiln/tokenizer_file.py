@@ -65,18 +65,27 @@ def check_tokenizer(directory: Path, vocab_size: int) -> None:
     if not path.exists():
         raise CheckpointError(f"{directory} has no tokenizer.json; save the fast tokenizer beside the weights")
     content, root = read_tokenizer(path)
-    tokens: dict[str, int] = parse_tokenizer(path, content).get_vocab(with_added_tokens=True)
+    tokenizer, listed = parse_tokenizer(path, content), _listed(root)
+    tokens = _vocabulary(root, tokenizer) | listed
     if not tokens:
         raise CheckpointError(f"{path} has no tokens; save the fast tokenizer beside the weights again")
-    listed = _listed(root)
-    _check_ids(path, tokens | listed, vocab_size)
-    if moved := [text for text, number in listed.items() if tokens.get(text) != number]:
+    _check_ids(path, tokens, vocab_size)
+    if moved := [text for text, number in listed.items() if tokenizer.token_to_id(text) != number]:
         raise CheckpointError(
             f"{path} lists the token {moved[0]!r} with id {listed[moved[0]]}, but Hugging Face's library gives it "
-            f"{tokens.get(moved[0])}; save the fast tokenizer again"
+            f"{tokenizer.token_to_id(moved[0])}; save the fast tokenizer again"
         )
     if (settings := directory / "tokenizer_config.json").exists():
         _check_ids(settings, _added_tokens(settings), vocab_size)
+
+
+def _vocabulary(root: dict[str, object], tokenizer: Any) -> dict[str, int]:
+    """Return the ids of the tokens of the model: as the file has them where it is a table, for that is faster."""
+    match root.get("model"):
+        case {"vocab": dict(vocabulary)} if set(map(type, vocabulary.values())) == {int}:
+            return vocabulary
+    found: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+    return found
 
 
 def _listed(root: dict[str, object]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""What the parts of the engine's benchmark share: figures with their samples, tables, commands, the machine."""
+"""What the benchmarks share: figures with their samples, tables, commands, the machine."""
 
 from __future__ import annotations
 
