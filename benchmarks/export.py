@@ -26,10 +26,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
+
 from common import Figure, Part, environment, load, machine
 from synthetic import SHAPES, synthetic_checkpoint
 
-_FOREIGN = Path(__file__).parent.parent / "tests" / "foreign.py"
+from foreign import CONVERT, fetch
+
 _POLL_SECONDS = 0.02
 _QUANTIZE = """
 import ctypes, os, sys
@@ -49,7 +53,7 @@ from edgekiln.grids import BlockGrid
 from edgekiln.quantizers import quantize
 from edgekiln.scheme import Scheme
 checkpoint, precision, threads = sys.argv[1:]
-opened = open_checkpoint(checkpoint, offline=True, check_text=False)
+opened = open_checkpoint(checkpoint, offline=True, with_text=False)
 with opened.reader() as reader, ThreadPoolExecutor(int(threads)) as pool:
     for tensor in EXPORTERS["gguf"].plan(opened, Scheme(precision)).tensors:
         info = opened.tensors[tensor.sources[0]]
@@ -177,8 +181,7 @@ def _builder(checkpoint: Path, precision: str) -> Case:
 
 
 def _llama(checkpoint: Path, converter: Path, kind: str) -> Case:
-    script = converter / "convert_hf_to_gguf.py"
-    convert = (sys.executable, str(script), str(checkpoint), "--outtype", "f16", "--outfile", "f16.gguf")
+    convert = (sys.executable, "-c", CONVERT, str(converter), str(checkpoint), "f16.gguf")
     quantize = (sys.executable, "-c", _QUANTIZE, "f16.gguf", "out.gguf", kind, str(_threads()))
     return Case((convert,) if kind == "F16" else (convert, quantize), "f16.gguf" if kind == "F16" else "out.gguf")
 
@@ -230,9 +233,12 @@ def table(title: str, found: Mapping[str, Costs], notes: Iterable[str] = ()) -> 
 def against_peers(checkpoint: Path, only: Sequence[str], rounds: int, scratch: Path) -> Part:
     """Measure ours beside the peers."""
     converter = scratch / "llama.cpp"
-    subprocess.run([sys.executable, str(_FOREIGN), str(converter)], check=True)
     cases = all_cases(checkpoint, converter)
-    chosen = {name: case for name, case in cases.items() if not only or any(word in name for word in only)}
+    if unknown := set(only) - set(cases):
+        sys.exit(f"there is no case {min(unknown)!r}; choose among {', '.join(map(repr, cases))}")
+    chosen = {name: case for name, case in cases.items() if not only or name in only}
+    if any(str(converter) in " ".join(words) for case in chosen.values() for words in case.commands):
+        fetch(converter)
     return table(f"Export of {checkpoint.name}", compare(chosen, rounds, scratch))
 
 
@@ -264,7 +270,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--rounds", type=int, default=3, help="after the warm-up (default: 3)")
-    parser.add_argument("--only", nargs="+", default=[], help="words of which the names of cases have one")
+    parser.add_argument("--only", nargs="+", default=[], metavar="CASE", help="such cases, by their names in the table")
     parser.add_argument("--sizes", nargs="+", type=float, choices=list(SHAPES), help="gigabytes; peers are left out")
     parser.add_argument("--kernel", action="store_true", help="K-quants beside their kernel; peers are left out")
     parser.add_argument("--json", type=Path, help="write all samples here")

@@ -128,7 +128,7 @@ def look_ahead(plan: Plan) -> Outlook:
     """
     settings = plan.settings.values
     try:
-        checkpoint = open_checkpoint(settings.checkpoint, offline=True, check_text=False)
+        checkpoint = open_checkpoint(settings.checkpoint, offline=True, with_text=False)
     except MachineError:
         known = {build.id: build.unsupported for build in plan.builds if build.unsupported}
         note = f"{settings.checkpoint} is not on this machine yet, so its shapes were not looked at."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from edgekiln import __version__
@@ -15,7 +14,7 @@ from edgekiln.artifact import (
     seal,
     staged,
 )
-from edgekiln.checkpoint import EMBEDDED, Checkpoint
+from edgekiln.checkpoint import EMBEDDED, Checkpoint, check_text
 from edgekiln.device import ANY_CPU, Device
 from edgekiln.errors import UsageError
 from edgekiln.exporters import EXPORTERS
@@ -55,9 +54,7 @@ def write_artifact(
         StepError: The weights hold what cannot be exported.
     """
     exporter = EXPORTERS[plan.format]
-    with ThreadPoolExecutor(1, thread_name_prefix="identity") as aside:
-        aside.submit(lambda: checkpoint.identity)  # hashes the checkpoint, unless someone did before
-        exporter.write(checkpoint, plan, directory, quantize, journal=journal, threads=threads)
+    exporter.write(checkpoint, plan, directory, quantize, journal=journal, threads=threads)
     manifest = Manifest(
         format=plan.format,
         container_type=plan.container_type,
@@ -87,8 +84,18 @@ def export(
     device: Device = ANY_CPU,
     *,
     threads: int | None = None,
+    with_text: bool = False,
 ) -> Manifest:
     """Make one artifact at `out`; nothing is visible there before it is whole.
+
+    Args:
+        checkpoint: The source.
+        format_name: Key of `EXPORTERS`.
+        scheme: How the weights are stored.
+        out: The new directory.
+        device: Where it is to run.
+        threads: See `Exporter.write`.
+        with_text: Check tokenizer and chat template first, where opening the checkpoint did not.
 
     Raises:
         UsageError: `out` exists, lies inside the checkpoint, or the scheme does not fit the shapes.
@@ -98,6 +105,9 @@ def export(
     """
     check_outside(out, checkpoint)
     check_destination(out)
+    checkpoint.begin_identity()  # as long as writing on one core; the other one has the text to check meanwhile
+    if with_text:
+        check_text(checkpoint.directory, checkpoint.config)
     plan = plan_export(checkpoint, format_name, scheme, device)
     with staged(out) as directory:
         return write_artifact(checkpoint, plan, scheme.precision, directory, threads=threads)

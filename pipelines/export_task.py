@@ -128,10 +128,10 @@ def export(request: Json) -> Json:
         request["source"],
         Path(request["checkpoint"]),
         request["revision"],
-        check_text=False,
+        with_text=False,
         identity=request["identity"],
     )
-    plan = plan_export(checkpoint, request["format"], Scheme(**request["scheme"]), Device(**request["device"]))
+    plan = plan_export(checkpoint, request["format"], Scheme.parse(request["scheme"]), Device(**request["device"]))
     journal = _LoggedJournal(path, _journal_key(checkpoint, plan))
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -598,7 +598,7 @@ CASES: Final[Mapping[str, Mapping[str, Case]]] = {
         "an override that matches nothing": Case(
             nothing, 2, r"matches none of the checkpoint's \d+ matrices", (*EXPORT, "--override", "x=q8_0")),
         "an override with a precision of another format": Case(
-            nothing, 3, "GGUF does not hold nf4; use iq4_nl", (*EXPORT, "--override", "*=nf4")),
+            nothing, 3, "GGUF has no NF4 type", (*EXPORT, "--override", "*=nf4")),
         "an override of ten thousand names": Case(
             nothing, 2, "stands for more than 1000 names", (*EXPORT, "--override", "{0..9}{0..9}{0..9}{0..9}=q8_0")),
         "files too small to be useful": Case(nothing, 2, "give 1 MB or more", (*EXPORT, "--split-max-size", "1 kB")),

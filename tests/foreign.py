@@ -37,7 +37,8 @@ for job in jobs:
     sys.argv = ["builder", "-i", checkpoint, "-o", out, "-p", precision, "-e", provider, "-c", cache]
     runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
 """
-_CONVERT: Final = """
+#: Runs llama.cpp's converter: its sources, a checkpoint, the file to write.
+CONVERT: Final = """
 import runpy, sys
 sources, checkpoint, out = sys.argv[1:]
 sys.path[:0] = [sources, sources + "/gguf-py"]
@@ -117,7 +118,7 @@ def _mobius(checkpoint: Path) -> Path:
 @functools.cache
 def _converted(checkpoint: Path) -> Path:
     out = Path(tempfile.mkdtemp(dir=_scratch())) / "model-f16.gguf"
-    _run("-c", _CONVERT, str(_CONVERTER), str(checkpoint), str(out))
+    _run("-c", CONVERT, str(_CONVERTER), str(checkpoint), str(out))
     return out
 
 

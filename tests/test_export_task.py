@@ -109,7 +109,7 @@ def test_killed_at_random_instants_it_ends_with_the_same_bytes_and_no_tensor_mad
 
 def test_the_answer_names_the_files_and_all_that_was_asked_reaches_them(tmp_path: Path) -> None:
     embedded = open_checkpoint("tiny-qwen3")
-    checkpoint = open_resolved("org/tiny", embedded.directory, "0" * 40, check_text=False, identity="1" * 64)
+    checkpoint = open_resolved("org/tiny", embedded.directory, "0" * 40, with_text=False, identity="1" * 64)
     plan = plan_export(checkpoint, "gguf", Scheme("q4_1", symmetric=False, head_precision="q6_k"), Device("cuda", 256))
     answer = in_child(checkpoint, plan, tmp_path, threads=1)
     assert content(tmp_path / "out") == undisturbed(checkpoint, plan, tmp_path)

@@ -41,7 +41,7 @@ SHAPE: dict[str, Any] = {
 
 
 def opened(directory: Path, model_type: str = "qwen3", **values: Any) -> Checkpoint:
-    return open_checkpoint(str(make_checkpoint(directory, model_type, **(SHAPE | values))), check_text=False)
+    return open_checkpoint(str(make_checkpoint(directory, model_type, **(SHAPE | values))), with_text=False)
 
 
 def random_ids(*lengths: int) -> list[list[int]]:
@@ -349,7 +349,7 @@ def test_a_config_that_transformers_refuses(config: dict[str, Any], tmp_path: Pa
     values = json.loads((directory / "config.json").read_text()) | config
     (directory / "config.json").write_text(json.dumps(values))
     with pytest.raises((CheckpointError, UnsupportedError)):
-        LayeredModel(open_checkpoint(str(directory), check_text=False), threads=1, memory_bytes=PLENTY)
+        LayeredModel(open_checkpoint(str(directory), with_text=False), threads=1, memory_bytes=PLENTY)
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "_attn_implementation_internal"])

@@ -40,7 +40,7 @@ from edgekiln.validators.reference_rows import MAX_ROW_BYTES
 from test_plan import TARGETS
 from test_plan import plan as make
 
-TINY = open_checkpoint("tiny-qwen3", check_text=False)
+TINY = open_checkpoint("tiny-qwen3", with_text=False)
 
 
 def planned(format_name: str, precision: str) -> ExportPlan:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Sequence
 
 import pytest
@@ -11,7 +13,7 @@ from edgekiln.errors import UsageError
 from edgekiln.families import EMBEDDING, HEAD
 from edgekiln.scheme import OPTIONS, Scheme, overridden
 
-MATRICES = open_checkpoint("tiny-qwen3", check_text=False).matrices
+MATRICES = open_checkpoint("tiny-qwen3", with_text=False).matrices
 DOWN = "model.layers.{}.mlp.down_proj.weight"
 
 
@@ -49,6 +51,12 @@ def test_a_pattern_that_matches_no_matrix_is_refused(pattern: str) -> None:
 def test_a_pattern_that_stands_for_too_many_names_is_refused() -> None:
     with pytest.raises(UsageError, match="stands for more than 1000 names"):
         found(("{0..9}{0..9}{0..9}{0..9}", "int8"))
+
+
+def test_a_scheme_comes_back_from_json() -> None:
+    scheme = Scheme("int4", overrides=(("lm_head", "int8"), ("*", "fp16")), split_max_size=5_000_000, gguf_source="f16")
+    found = Scheme.parse(json.loads(json.dumps(dataclasses.asdict(scheme))))
+    assert (found, hash(found)) == (scheme, hash(scheme))
 
 
 def test_the_options_are_all_but_the_precision() -> None:

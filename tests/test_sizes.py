@@ -165,7 +165,7 @@ def test_predicting_imports_no_framework() -> None:
     program = (
         "import sys\nfrom edgekiln.checkpoint import open_checkpoint\nfrom edgekiln.exporters import EXPORTERS\n"
         "from edgekiln.scheme import Scheme\n"
-        "checkpoint = open_checkpoint('tiny-qwen3', check_text=False)\n"
+        "checkpoint = open_checkpoint('tiny-qwen3', with_text=False)\n"
         "for exporter in EXPORTERS.values():\n"
         "    assert exporter.size(checkpoint, exporter.plan(checkpoint, Scheme('int4'))) > 3e6\n"
         "print(sorted({'torch', 'transformers', 'onnxruntime', 'onnx', 'onnx_ir', 'mobius', 'llama_cpp', 'gguf',"

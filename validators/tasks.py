@@ -82,7 +82,7 @@ def reference(request: Json) -> Json:
         StepError: Weights do not fit fp16; logits of infinite weights would blame every artifact.
     """
     protocol, directory = _protocol(request), Path(request["directory"])
-    checkpoint = open_checkpoint(request["checkpoint"], offline=True, check_text=False)
+    checkpoint = open_checkpoint(request["checkpoint"], offline=True, with_text=False)
     tokenizer, render = load_tokenizer(checkpoint.directory), chat_renderer(checkpoint.directory)
     text = choose_text(
         read_corpus(Path(request["corpus"]) if request["corpus"] else None),
@@ -175,7 +175,7 @@ def structure(request: Json) -> Json:
     Raises:
         UnsupportedError: It is of a family that is not known.
     """
-    checkpoint = open_checkpoint(request["checkpoint"], offline=True, check_text=False)
+    checkpoint = open_checkpoint(request["checkpoint"], offline=True, with_text=False)
     kind = identify(Path(request["path"]))
     _require_known(kind)
     found = check_structure(

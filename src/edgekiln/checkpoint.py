@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +14,7 @@ from types import MappingProxyType
 from typing import Final
 
 from edgekiln.artifact import sha256_file
-from edgekiln.errors import CheckpointError, UsageError, nearest
+from edgekiln.errors import CheckpointError, EdgekilnError, UsageError, nearest
 from edgekiln.families import FAMILIES, HEAD, Family, expected_tensors
 from edgekiln.hub import fetch_snapshot, parse_hub_id
 from edgekiln.hub_files import Listener
@@ -61,6 +63,7 @@ class Checkpoint:
     family: Family
     tensors: Mapping[str, TensorInfo]
     known_identity: str | None = field(default=None, compare=False)
+    _hashing: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def reader(self) -> TensorReader:
         """Return a reader of the weights; use it as a context manager."""
@@ -83,12 +86,26 @@ class Checkpoint:
         names = ("config.json", "generation_config.json", *TOKENIZER_FILES)
         return tuple(sorted(shards | {p for n in names if (p := self.directory / n).exists()}))
 
-    @cached_property
+    @property
     def identity(self) -> str:
         """The identity of its files; see `identity_of`."""
         if self.known_identity is not None:
             return self.known_identity
+        with self._hashing:
+            return self._identity
+
+    @cached_property
+    def _identity(self) -> str:
         return identity_of({path.name: sha256_file(path) for path in self.files})
+
+    def begin_identity(self) -> None:
+        """Begin to hash the files beside what else is done; `identity` waits for it, and tells what goes wrong."""
+
+        def hash_files() -> None:
+            with contextlib.suppress(EdgekilnError, OSError):
+                _ = self.identity
+
+        threading.Thread(target=hash_files, name="identity", daemon=True).start()
 
     @cached_property
     def chat_template(self) -> str | None:
@@ -108,8 +125,12 @@ def embedded_directory() -> Path:
     return Path(__file__).parent / "data" / EMBEDDED
 
 
-def _check_text(directory: Path, config: ModelConfig) -> None:
-    """Refuse a tokenizer or a chat template with which nothing could be measured."""
+def check_text(directory: Path, config: ModelConfig) -> None:
+    """Refuse a tokenizer or a chat template with which nothing could be measured.
+
+    Raises:
+        CheckpointError: Says what is wrong with which.
+    """
     check_tokenizer(directory, config.vocab_size)
     if (found := find_template(directory)) is not None and (fault := template_fault(found[1])) is not None:
         raise CheckpointError(f"{found[0]}: the chat template cannot be used, {fault}; mend or remove it")
@@ -217,7 +238,7 @@ def resolve(source: str, *, offline: bool = False, listener: Listener | None = N
 
 
 def open_checkpoint(
-    source: str, *, offline: bool = False, check_text: bool = True, listener: Listener | None = None
+    source: str, *, offline: bool = False, with_text: bool = True, listener: Listener | None = None
 ) -> Checkpoint:
     """Open a checkpoint, checking all that can be checked without reading weights.
 
@@ -225,7 +246,7 @@ def open_checkpoint(
         source: A local directory, `tiny-qwen3` (the embedded checkpoint), or a Hub id
             `[hf://]org/name[@revision]`.
         offline: Take Hub ids from the local cache only.
-        check_text: Load the tokenizer and parse the chat template too, which takes half a second for a vocabulary
+        with_text: Load the tokenizer and parse the chat template too, which takes half a second for a vocabulary
             of 150,000; False where another process has done so.
         listener: Is told how a fetch goes on.
 
@@ -236,18 +257,18 @@ def open_checkpoint(
         MachineError: It has to be fetched and cannot be.
     """
     directory, revision = resolve(source, offline=offline, listener=listener)
-    return open_resolved(source, directory, revision, check_text=check_text)
+    return open_resolved(source, directory, revision, with_text=with_text)
 
 
 def open_resolved(
-    source: str, directory: Path, revision: str | None, *, check_text: bool = True, identity: str | None = None
+    source: str, directory: Path, revision: str | None, *, with_text: bool = True, identity: str | None = None
 ) -> Checkpoint:
     """Open what `resolve` returned for `source`; see `open_checkpoint`. A known identity is not taken again."""
     config = parse_config(directory, FAMILIES)
     weight_map = _weight_map(directory)
     stored = _merge_shards(directory, _shard_paths(directory, weight_map), weight_map)
     tensors = _check_tensors(directory, config, stored)
-    if check_text:
-        _check_text(directory, config)
+    if with_text:
+        check_text(directory, config)
     family = FAMILIES[config.model_type]
     return Checkpoint(source, directory, revision, config, family, MappingProxyType(tensors), identity)

@@ -270,9 +270,9 @@ def export(
         raise UsageError(f"unknown format {format_name!r}; {nearest(format_name, EXPORTERS)}")
     scheme = parse_scheme(**asked)
     with Console(1) as console:
-        opened = open_checkpoint(checkpoint, offline=offline, listener=console)
+        opened = open_checkpoint(checkpoint, offline=offline, with_text=False, listener=console)
         with console.step(str(out), f"exporting {format_name} {scheme.precision}"):
-            manifest = run_export(opened, format_name, scheme, out, threads=threads)
+            manifest = run_export(opened, format_name, scheme, out, threads=threads, with_text=True)
     size = sum(entry.size for entry in manifest.files)
     line = f"{out}: {manifest.container_type}, {size:,} bytes in {len(manifest.files)} files"
     _show(manifest.model_dump_json(indent=2, by_alias=True) if as_json else line)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, Self, TypeAlias
 
 import bracex
 
@@ -56,6 +56,11 @@ class Scheme:
     accuracy_level: int | None = None
     gguf_source: GgufSource = "source"
     split_max_size: int | None = None
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """Return the scheme that `dataclasses.asdict` made values of, which JSON may have carried."""
+        return cls(**{**values, "overrides": tuple((pattern, name) for pattern, name in values["overrides"])})
 
     @property
     def options(self) -> dict[str, Any]:
