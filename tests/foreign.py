@@ -116,26 +116,27 @@ def _mobius(checkpoint: Path) -> Path:
 
 
 @functools.cache
-def _converted(checkpoint: Path) -> Path:
+def converted(checkpoint: Path) -> Path:
+    """Return the F16 file that llama.cpp's converter makes of a checkpoint."""
     out = Path(tempfile.mkdtemp(dir=_scratch())) / "model-f16.gguf"
     _run("-c", CONVERT, str(_CONVERTER), str(checkpoint), str(out))
     return out
 
 
+@functools.cache
+def quantized(source: Path, name: str) -> Path:
+    """Return what llama.cpp's quantizer makes of a converter's file, by the name of a mix."""
+    import llama_cpp
+
+    out = source.with_name(f"model-{name}.gguf")
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.nthread, params.ftype = 2, getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}")
+    assert llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(out), ctypes.byref(params)) == 0
+    return out
+
+
 def _quantizer(name: str) -> Callable[[Path], Path]:
-    """Return a maker of what llama.cpp's quantizer gives for the converter's file."""
-
-    def make(checkpoint: Path) -> Path:
-        import llama_cpp
-
-        source = _converted(checkpoint)
-        out = source.with_name(f"model-{name}.gguf")
-        params = llama_cpp.llama_model_quantize_default_params()
-        params.nthread, params.ftype = 2, getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}")
-        assert llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(out), ctypes.byref(params)) == 0
-        return out
-
-    return make
+    return lambda checkpoint: quantized(converted(checkpoint), name)
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ FOREIGN: Final = MappingProxyType(
         "builder fp16": Foreign(_builder("fp16:dml", *_QWEN3_JOBS)),
         "builder fp16 with biases": Foreign(_builder("fp16:cuda", "fp16:cuda"), "qwen2"),
         "mobius": Foreign(_mobius, "qwen3 for mobius"),
-        "llama.cpp F16": Foreign(_converted, converter=True),
+        "llama.cpp F16": Foreign(converted, converter=True),
         "llama.cpp Q8_0": Foreign(_quantizer("Q8_0"), converter=True),
         "llama.cpp Q4_0": Foreign(_quantizer("Q4_0"), converter=True),
         "llama.cpp Q4_K_M": Foreign(_quantizer("Q4_K_M"), converter=True),
