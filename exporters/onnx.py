@@ -98,6 +98,8 @@ class Onnx:
         if scheme.gguf_source != "source":
             raise UsageError("gguf_source is of GGUF's types; ONNX's are quantized from the source, so leave it out")
         ends, overrides = overridden(scheme, checkpoint.matrices)
+        if reason := self.unsupported(ends, device):
+            raise UnsupportedError(reason)
         embedding, head = _ends(ends, provider)
         overrides |= {EMBEDDING: embedding, HEAD: head}
         tensors = []

@@ -309,6 +309,11 @@ REFUSED = {
     "fp16 with groups": (Scheme("fp16", group_size=32), UsageError, "no groups"),
     "asymmetric nf4": (Scheme("nf4", symmetric=False), UsageError, "no asymmetric form"),
     "another container's": (Scheme("q4_k_m"), UnsupportedError, "choose one of"),
+    "nf4 embeddings by pattern": (
+        Scheme("int4", overrides=(("*.embed_tokens", "nf4"),)),
+        UnsupportedError,
+        "use int8 or int4",
+    ),
     "nf4 embeddings": (Scheme("int4", embedding_precision="nf4"), UnsupportedError, "use int8 or int4"),
 }
 
