@@ -74,7 +74,7 @@ GROUPS: Final[tuple[tuple[Library, ...], ...]] = (
     ),
     (Library("llama-cpp-python", "llama_cpp", "GGUF artifacts"),),
     (Library("xllamacpp", "xllamacpp", "chat templates of GGUF files"),),
-    (Library("onnxruntime", "onnxruntime", "ONNX quantizers"),),
+    (Library("onnxruntime", "onnxruntime", "ONNX artifacts"),),
     (Library("onnxruntime-genai", "onnxruntime_genai", "ONNX artifacts"),),
     (Library("foundry-local-sdk", "foundry_local_sdk", "Foundry Local artifacts"),),
     (
@@ -97,6 +97,7 @@ GROUPS: Final[tuple[tuple[Library, ...], ...]] = (
         Library("ruamel.yaml", "ruamel.yaml", "pipelines and targets"),
         Library("packaging", "packaging", "version ranges"),
         Library("click", "click", "the command line"),
+        Library("bracex", "bracex", "overrides"),
         Library("rich", "rich", "tables"),
     ),
 )
