@@ -7,7 +7,6 @@ converting release the interpreter's lock, so the workers keep as many cores bus
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +22,7 @@ from edgekiln.checkpoint import Checkpoint
 from edgekiln.errors import StepError
 from edgekiln.exporters.base import Quantize, TensorPlan
 from edgekiln.grids import QuantizedRows
+from edgekiln.host import logical_cores
 from edgekiln.safetensors import TensorInfo, TensorReader, widen
 from edgekiln.tensor_files import Bytes, TensorFiles
 from edgekiln.tensors import NO_DEFECTS, Defects, convert_rows, count_defects
@@ -61,8 +61,8 @@ Pack: TypeAlias = Callable[[QuantizedRows], tuple[Bytes, ...]]
 
 
 def worker_count(threads: int | None) -> int:
-    """Return how many workers there are: as asked, else one for each processor within bounds."""
-    return threads or min(os.cpu_count() or 1, _MAX_WORKERS)
+    """Return how many workers there are: as asked, else one for each core that this process may use, within bounds."""
+    return threads or min(logical_cores(), _MAX_WORKERS)
 
 
 def write_tensors(

@@ -19,8 +19,9 @@ from edgekiln.exporters import EXPORTERS
 from edgekiln.exporters.base import ExportPlan, TensorPlan
 from edgekiln.exporters.onnx_layout import ROTARY_TABLES
 from edgekiln.exporters.onnx_providers import PROVIDERS
+from edgekiln.exporters.stream import worker_count
 from edgekiln.families import EMBEDDING
-from edgekiln.host import logical_cores, memory_bytes
+from edgekiln.host import memory_bytes
 from edgekiln.model_config import ModelConfig
 from edgekiln.pipelines.settings import Settings
 from edgekiln.validators.base import LOGIT_CHUNK
@@ -78,7 +79,6 @@ _FLOAT16_ON_CPU: Final = 4.45
 
 #: Writing a GGUF file: 68 to 83 MiB with two threads on small vocabularies.
 _GGUF_EXPORT: Final = 64 * _MIB
-_MAX_WORKERS: Final = 16
 _GGUF_EXPORT_WORKER: Final = 10 * _MIB
 #: A tokenizer.json as Python has it: 295 MiB at the peak for 11.4 MB of it.
 _TOKENIZER_JSON: Final = 20
@@ -224,8 +224,7 @@ def export_memory(plan: ExportPlan, checkpoint: Checkpoint | None = None, thread
     """
     if plan.format == "gguf":
         tokenizer = _tokenizer_bytes(checkpoint) if checkpoint else _QWEN3_TOKENIZER
-        workers = min(threads or logical_cores(), _MAX_WORKERS)
-        return _GGUF_EXPORT + workers * _GGUF_EXPORT_WORKER + _TOKENIZER_JSON * tokenizer
+        return _GGUF_EXPORT + worker_count(threads) * _GGUF_EXPORT_WORKER + _TOKENIZER_JSON * tokenizer
     rotary = sum(tensor.nbytes for tensor in plan.tensors if tensor.name in ROTARY_TABLES)
     return _ONNX_EXPORT + _ROTARY_COPIES * rotary
 

@@ -9,6 +9,9 @@ import struct
 import tempfile
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgekiln.checkpoint import open_checkpoint
 from edgekiln.exporters import EXPORTERS
 from edgekiln.quantizers import quantize
@@ -61,3 +64,15 @@ def swap_bytes(path: Path, first: int, second: int, count: int) -> None:
         data[first : first + count],
     )
     path.write_bytes(data)
+
+
+def llama_logits(path: Path, tokens: list[int]) -> NDArray[np.float32]:
+    """Return what llama.cpp predicts at each of up to 256 tokens, float32 [tokens, vocabulary]."""
+    import llama_cpp
+
+    model = llama_cpp.Llama(str(path), n_ctx=256, logits_all=True, verbose=False, n_gpu_layers=0, n_threads=2)
+    try:
+        model.eval(tokens)
+        return model.scores[: len(tokens)].copy()
+    finally:
+        model.close()

@@ -16,6 +16,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, dequantize
 from gguf import quantize as reference_quantize
 from numpy.typing import NDArray
 
+from artifacts import llama_logits
 from checkpoints import change_weights, make_checkpoint
 from edgekiln.checkpoint import Checkpoint, open_checkpoint
 from edgekiln.device import Device
@@ -297,17 +298,6 @@ def test_several_files_hold_what_one_does_and_llama_cpp_reads_them(shaped: Check
 
 
 # --- running it in llama.cpp
-
-
-def llama_logits(path: Path, tokens: list[int]) -> NDArray[np.float32]:
-    import llama_cpp
-
-    model = llama_cpp.Llama(str(path), n_ctx=64, logits_all=True, verbose=False, n_gpu_layers=0, n_threads=2)
-    try:
-        model.eval(tokens)
-        return model.scores[: len(tokens)].copy()
-    finally:
-        model.close()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from artifacts import gguf_file, llama_logits
 from checkpoints import make_checkpoint
 from edgekiln.checkpoint import Checkpoint, open_checkpoint
 from edgekiln.errors import UnsupportedError
@@ -48,8 +49,8 @@ def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def make(directory: Path, family: str, name: str) -> Checkpoint:
-    make_checkpoint(directory, family, hidden_size=128, num_heads=4, head_dim=32, num_layers=3, config=CONFIGS[name])
+def make(directory: Path, family: str, config: dict[str, Any]) -> Checkpoint:
+    make_checkpoint(directory, family, hidden_size=128, num_heads=4, head_dim=32, num_layers=3, config=config)
     return open_checkpoint(str(directory))
 
 
@@ -72,21 +73,9 @@ def onnx_logits(checkpoint: Checkpoint, directory: Path) -> NDArray[np.float32]:
     return logits
 
 
-def llama_logits(directory: Path, tokens: list[int]) -> NDArray[np.float32]:
-    import llama_cpp
-
-    (path,) = directory.glob("*.gguf")
-    model = llama_cpp.Llama(str(path), n_ctx=256, logits_all=True, verbose=False, n_gpu_layers=0, n_threads=2)
-    try:
-        model.eval(tokens)
-        return model.scores[: len(tokens)].copy()
-    finally:
-        model.close()
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 def test_onnx_runtime_computes_what_transformers_does(tmp_path: Path, family: str, name: str) -> None:
-    checkpoint = make(tmp_path / "c", family, name)
+    checkpoint = make(tmp_path / "c", family, CONFIGS[name])
     export(checkpoint, "onnx", Scheme("fp16"), tmp_path / "o")
     expected, found = transformers_logits(checkpoint), onnx_logits(checkpoint, tmp_path / "o")
     assert np.abs(found - expected).max() < 0.005 * expected.std()
@@ -96,20 +85,20 @@ def test_onnx_runtime_computes_what_transformers_does(tmp_path: Path, family: st
 def test_llama_cpp_computes_what_transformers_does_within_the_context_that_the_file_has(
     tmp_path: Path, family: str, name: str
 ) -> None:
-    checkpoint = make(tmp_path / "c", family, name)
+    checkpoint = make(tmp_path / "c", family, CONFIGS[name])
     export(checkpoint, "gguf", Scheme("fp16"), tmp_path / "o")
     context = 24 if name in WINDOWS else 256
     tokens = TOKENS[:context]
-    expected, found = transformers_logits(checkpoint)[:context], llama_logits(tmp_path / "o", tokens)
+    expected, found = transformers_logits(checkpoint)[:context], llama_logits(gguf_file(tmp_path / "o"), tokens)
     assert np.abs(found - expected).max() < 0.02 * expected.std()
     assert len(EXPORTERS["gguf"].plan(checkpoint, Scheme("fp16")).notes) == (name in WINDOWS)
-    beyond = llama_logits(tmp_path / "o", TOKENS) - transformers_logits(checkpoint)
+    beyond = llama_logits(gguf_file(tmp_path / "o"), TOKENS) - transformers_logits(checkpoint)
     assert (np.abs(beyond).max() > expected.std()) == (name in WINDOWS)  # where the note matters
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_reference_computes_what_transformers_does(tmp_path: Path, family: str, name: str) -> None:
-    checkpoint = make(tmp_path / "c", family, name)
+    checkpoint = make(tmp_path / "c", family, CONFIGS[name])
     expected = transformers_logits(checkpoint)
     with LayeredModel(checkpoint, threads=1, memory_bytes=1 << 30) as model:
         found = np.concatenate([logits.copy() for _, _, logits in model.logits([TOKENS])])
@@ -133,14 +122,12 @@ def findings(checkpoint: Checkpoint, directory: Path) -> set[str]:
 
 
 def test_betas_that_llama_cpp_would_not_read_are_refused_and_told(tmp_path: Path) -> None:
-    checkpoint = make(tmp_path / "c", "qwen3", "yarn, other betas")
+    checkpoint = make(tmp_path / "c", "qwen3", CONFIGS["yarn, other betas"])
     with pytest.raises(UnsupportedError, match="beta_fast 16 and beta_slow 2, but llama.cpp takes 32 and 1"):
         EXPORTERS["gguf"].plan(checkpoint, Scheme("int4"))
     usual = {"rope_parameters": YARN | {"rope_theta": 1e6}}
-    make_checkpoint(
-        tmp_path / "d", hidden_size=128, num_heads=4, head_dim=32, num_layers=3, config=CONFIGS[YARNS[1]] | usual
-    )
-    export(open_checkpoint(str(tmp_path / "d")), "gguf", Scheme("int8"), tmp_path / "o")
+    plain = make(tmp_path / "d", "qwen3", CONFIGS[YARNS[1]] | usual)
+    export(plain, "gguf", Scheme("int8"), tmp_path / "o")
     assert findings(checkpoint, tmp_path / "o") == {"metadata/rope_scaling"}
 
 
@@ -148,13 +135,12 @@ def test_betas_that_llama_cpp_would_not_read_are_refused_and_told(tmp_path: Path
     ("form", "name"), [*(("gguf", name) for name in IN_GGUF), *(("onnx", name) for name in CONFIGS)]
 )
 def test_an_artifact_fits_its_own_checkpoint_and_no_other(tmp_path: Path, form: str, name: str) -> None:
-    checkpoint = make(tmp_path / "c", "qwen3", name)
+    checkpoint = make(tmp_path / "c", "qwen3", CONFIGS[name])
     export(checkpoint, form, Scheme("int8"), tmp_path / "o")
     assert findings(checkpoint, tmp_path / "o") == set()
     changes: dict[str, Any] = {"max_position_embeddings": 512, "rope_scaling": None, "rope_parameters": None}
     changes |= {"use_sliding_window": False, "layer_types": None}
-    make_checkpoint(tmp_path / "plain", hidden_size=128, num_heads=4, head_dim=32, num_layers=3, config=changes)
-    told = findings(open_checkpoint(str(tmp_path / "plain")), tmp_path / "o")
+    told = findings(make(tmp_path / "plain", "qwen3", changes), tmp_path / "o")
     if name in YARNS:
         assert "metadata/rope_scaling" in told
     else:
@@ -162,13 +148,13 @@ def test_an_artifact_fits_its_own_checkpoint_and_no_other(tmp_path: Path, form: 
 
 
 def test_a_table_of_another_factor_and_a_window_in_another_layer_are_told(tmp_path: Path) -> None:
-    checkpoint = make(tmp_path / "c", "qwen3", "yarn")
+    checkpoint = make(tmp_path / "c", "qwen3", CONFIGS["yarn"])
     config = CONFIGS["yarn"] | {"rope_scaling": YARN | {"factor": 2.0}}
-    make_checkpoint(tmp_path / "d", hidden_size=128, num_heads=4, head_dim=32, num_layers=3, config=config)
+    other = make(tmp_path / "d", "qwen3", config)
     for form in ("gguf", "onnx"):
-        export(open_checkpoint(str(tmp_path / "d")), form, Scheme("int8"), tmp_path / form)
+        export(other, form, Scheme("int8"), tmp_path / form)
         assert "metadata/rope_scaling" in findings(checkpoint, tmp_path / form)
-    windowed = make(tmp_path / "w", "qwen3", WINDOWS[1])
+    windowed = make(tmp_path / "w", "qwen3", CONFIGS[WINDOWS[1]])
     export(windowed, "onnx", Scheme("int8"), tmp_path / "windowed")
     path = tmp_path / "windowed" / "model.onnx"
     graph = onnx.load(path, load_external_data=False)

@@ -223,13 +223,13 @@ def _rope(keys: _Keys, config: ModelConfig) -> None:
         return
     keys.absent_or(cause, "rope.scaling.type", "none")
     if keys.value("rope.scaling.type") is None:  # llama.cpp then scales linearly, if there is a factor
-        keys.absent_or("metadata/rope_scaling", "rope.scaling.factor", 1.0)
+        keys.absent_or(cause, "rope.scaling.factor", 1.0)
 
 
 def _vocabulary(comparison: Comparison, header: GgufHeader, tensors: Sequence[GgufTensor], config: ModelConfig) -> None:
     embedding = next((tensor for tensor in tensors if tensor.name == "token_embd.weight"), None)
     rows, cause = embedding and embedding.shape[0], "metadata/vocabulary"
-    comparison.equal(cause, "rows of token_embd.weight", rows, config.vocab_size, required=True)
+    comparison.equal(cause, "rows of token_embd.weight", rows, config.vocab_size)
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     length = tokens.length if isinstance(tokens, ArrayLength) else None
     comparison.equal(cause, "length of tokenizer.ggml.tokens", length, config.vocab_size)
