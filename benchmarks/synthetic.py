@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgekiln.checkpoint import TOKENIZER_FILES
-from edgekiln.families import FAMILIES, expected_tensors
+from edgekiln.families import READINGS, expected_tensors
 from edgekiln.model_config import parse_config
 
 #: By gigabytes of weights: hidden size, intermediate size, heads, key-value heads. Rows divide by 256 from 1 GB on.
@@ -53,7 +53,7 @@ def synthetic_checkpoint(size: float, tokenizer: Path, directory: Path) -> Path:
 
 def _shapes(directory: Path, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return expected_tensors(parse_config(directory, FAMILIES))
+    return expected_tensors(parse_config(directory, READINGS))
 
 
 def _write(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:

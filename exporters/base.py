@@ -28,11 +28,12 @@ class TensorPlan:
     Attributes:
         name: Name in the artifact.
         sources: The checkpoint tensors whose rows it holds, in order; empty for a computed tensor.
-        shape: Logical shape, row-major: [rows, columns] or [length].
+        shape: Logical shape, row-major: [experts, rows, columns], [rows, columns] or [length].
         storage: The grid, or the float type, that it lies in.
         nbytes: Bytes in the artifact; 0 when it shares those of another tensor.
         note: Why it differs from what the scheme asked for; None when it does not.
         through: Float type that the weights are rounded to before they are quantized; None for none.
+        in_turn: So many sources after another give a row each in turn; 1 for all rows of one before those of the next.
     """
 
     name: str
@@ -42,6 +43,7 @@ class TensorPlan:
     nbytes: int
     note: str | None = None
     through: FloatDtype | None = None
+    in_turn: int = 1
 
     @property
     def storage_name(self) -> str:

@@ -9,6 +9,7 @@ more; blocks where that rounding shows then differ from ours, all others are the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -27,16 +28,17 @@ from edgekiln.exporters.gguf_metadata import (
     context_length,
 )
 from edgekiln.exporters.gguf_mix import MIXES, Mix, check_group_size, choose, find_mix, tensor_bytes
-from edgekiln.exporters.gguf_names import gguf_name
+from edgekiln.exporters.gguf_names import fused_sources
 from edgekiln.exporters.gguf_size import artifact_size
 from edgekiln.exporters.gguf_tokenizer import read_vocabulary
 from edgekiln.exporters.shards import divide, numbered
 from edgekiln.exporters.stream import CHUNK_WEIGHTS, little_endian, write_tensors
+from edgekiln.families import EMBEDDING
 from edgekiln.grids import BlockGrid, BlockRows, FloatDtype, Grid, QuantizedRows
 from edgekiln.installed import package_version
 from edgekiln.journal import Extent, Journal, Layout
 from edgekiln.model_config import ModelConfig, Yarn
-from edgekiln.scheme import Scheme, overridden
+from edgekiln.scheme import Scheme, one_precision, overridden
 from edgekiln.tensor_files import TensorFiles
 
 FORMAT: Final = "gguf"
@@ -101,6 +103,9 @@ _REFUSED: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 
+_HEAD: Final = "output.weight"
+
+
 class Gguf:
     """Writes one GGUF file, `model-<TYPE>.gguf`."""
 
@@ -143,22 +148,26 @@ class Gguf:
         if scheme.accuracy_level is not None:
             raise UsageError("accuracy_level is of ONNX Runtime's MatMulNBits; GGUF has none, so leave it out")
         _check_rope(checkpoint)
+        _check_experts(checkpoint)
         mix = _mix(scheme)
         ends, overrides = overridden(scheme, checkpoint.matrices)
         check_group_size(scheme.precision, scheme.group_size)
         check_group_size(ends.embedding_precision or scheme.precision, scheme.embedding_group_size)
         read_vocabulary(checkpoint)
-        names = _tensor_names(checkpoint)
+        names, config = _tensor_names(checkpoint), checkpoint.config
+        if config.tie_word_embeddings and checkpoint.family.gguf_experts and checkpoint.family.gguf_experts.needs_head:
+            names[_HEAD], config = (EMBEDDING,), replace(config, tie_word_embeddings=False)
         tensors: list[TensorPlan] = []
-        for source, info in checkpoint.tensors.items():
-            choice = choose(mix, ends, checkpoint.config, names[source], info.shape, overrides.get(source))
+        for name, sources in names.items():
+            shape = _shape(checkpoint, name, sources)
+            choice = choose(mix, ends, config, name, shape, one_precision(sources, overrides))
             tensors.append(
                 TensorPlan(
-                    name=names[source],
-                    sources=(source,),
-                    shape=info.shape,
+                    name=name,
+                    sources=sources,
+                    shape=shape,
                     storage=_storage(choice.ggml_type),
-                    nbytes=tensor_bytes(choice.ggml_type, info.shape),
+                    nbytes=tensor_bytes(choice.ggml_type, shape),
                     note=choice.note,
                     through="float16" if scheme.gguf_source == "f16" else None,
                 )
@@ -207,6 +216,37 @@ def _check_rope(checkpoint: Checkpoint) -> None:
         )
 
 
+def _check_experts(checkpoint: Checkpoint) -> None:
+    """Refuse what llama.cpp computes otherwise: GGUF has no keys for which layers have experts, and how they weigh.
+
+    Raises:
+        UnsupportedError: Says what, and what to use instead.
+    """
+    config, assumed = checkpoint.config, checkpoint.family.gguf_experts
+    if assumed is None:
+        return
+    name, dense = (
+        checkpoint.family.gguf_architecture,
+        config.num_layers - len(config.experts.layers if config.experts else ()),
+    )
+    if config.experts is None or dense:
+        raise UnsupportedError(
+            f"{checkpoint.source} has no experts in {dense} of its {config.num_layers} layers (decoder_sparse_step, "
+            f"mlp_only_layers), but llama.cpp's {name} has them in all; use onnx"
+        )
+    if config.experts.normalized is not assumed.normalized:
+        raise UnsupportedError(
+            f"{checkpoint.source} has norm_topk_prob {str(config.experts.normalized).lower()}, but llama.cpp's {name} "
+            f"computes {str(assumed.normalized).lower()} whatever a file says; use onnx"
+        )
+
+
+def _shape(checkpoint: Checkpoint, name: str, sources: Sequence[str]) -> tuple[int, ...]:
+    """Return the shape of a tensor; experts lie one after another."""
+    shape = checkpoint.tensors[sources[0]].shape
+    return (len(sources), *shape) if name.endswith("_exps.weight") else shape
+
+
 def _notes(config: ModelConfig) -> tuple[str, ...]:
     if context_length(config) == config.max_position_embeddings:
         return ()
@@ -214,20 +254,19 @@ def _notes(config: ModelConfig) -> tuple[str, ...]:
     return (f"llama.cpp has no sliding window for this model, so its context is the window of {window} tokens",)
 
 
-def _tensor_names(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return llama.cpp's name of every tensor of the checkpoint.
+def _tensor_names(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
+    """Return the tensors of the file by name, each with those of the checkpoint that it has the rows of.
 
     Raises:
-        CheckpointError: It has none for one of them.
+        CheckpointError: llama.cpp has no name for one of them.
     """
-    names: dict[str, str] = {}
-    for source in checkpoint.tensors:
-        name = gguf_name(source)
+    names: dict[str, tuple[str, ...]] = {}
+    for name, sources in fused_sources(checkpoint.family, checkpoint.tensors).items():
         if name is None:
             raise CheckpointError(
-                f"{checkpoint.directory}: GGUF has no name for {source} of a {checkpoint.config.model_type} model"
+                f"{checkpoint.directory}: GGUF has no name for {sources[0]} of a {checkpoint.config.model_type} model"
             )
-        names[source] = name
+        names[name] = tuple(sources)
     return names
 
 

@@ -13,7 +13,7 @@ from edgekiln.checkpoint import Checkpoint
 from edgekiln.errors import CheckpointError, UnsupportedError
 from edgekiln.exporters.gguf_mix import Mix
 from edgekiln.exporters.gguf_tokenizer import Vocabulary
-from edgekiln.model_config import ModelConfig, Yarn
+from edgekiln.model_config import Experts, ModelConfig, Yarn
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -32,11 +32,20 @@ def model_name(checkpoint: Checkpoint) -> str:
     recorded = checkpoint.config.raw.get("_name_or_path")
     if isinstance(recorded, str) and (match := _HUB_ID.fullmatch(recorded)):
         return match[1]
-    return f"{checkpoint.config.model_type.capitalize()} {size_label(checkpoint.weight_count)}"
+    return f"{checkpoint.config.model_type.capitalize()} {size_label(checkpoint)}"
 
 
-def size_label(weights: int) -> str:
-    """Return a number of weights with two digits or more, `494M`, as `gguf.utility.size_label` writes it."""
+def size_label(checkpoint: Checkpoint) -> str:
+    """Return the number of weights, `494M`; with experts how many, and the weights of one and all else: `128x860M`."""
+    weights, experts, hidden = checkpoint.weight_count, checkpoint.config.experts, checkpoint.config.hidden_size
+    if experts is None:
+        return rounded_count(weights)
+    one_expert = len(experts.layers) * 3 * experts.intermediate_size * hidden
+    return f"{experts.count}x{rounded_count(weights - (experts.count - 1) * one_expert)}"
+
+
+def rounded_count(weights: int) -> str:
+    """Return a number of weights with two digits or more, as `gguf.utility.size_label` writes it."""
     factor, suffix = next((factor, suffix) for bound, factor, suffix in _COUNT_SUFFIXES if weights > bound)
     scaled = weights * factor
     decimals = max(2 - len(str(round(scaled)).lstrip("0")), 0)
@@ -49,7 +58,7 @@ def add_general(writer: GGUFWriter, checkpoint: Checkpoint, mix: Mix) -> None:
 
     writer.add_type(GGUFType.MODEL)
     writer.add_name(model_name(checkpoint))
-    writer.add_size_label(size_label(checkpoint.weight_count))
+    writer.add_size_label(size_label(checkpoint))
     writer.add_file_type(mix.file_type)
     writer.add_quantization_version(GGML_QUANT_VERSION)
 
@@ -78,6 +87,8 @@ def add_hyper_parameters(writer: GGUFWriter, checkpoint: Checkpoint) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     if config.yarn is not None:
         _add_yarn(writer, config.yarn)
+    if config.experts is not None:
+        _add_experts(writer, config.experts)
 
 
 def context_length(config: ModelConfig) -> int:
@@ -94,6 +105,14 @@ def _add_yarn(writer: GGUFWriter, yarn: Yarn) -> None:
     writer.add_rope_scaling_type(RopeScalingType.YARN)
     writer.add_rope_scaling_factor(yarn.factor)
     writer.add_rope_scaling_orig_ctx_len(yarn.original_context)
+
+
+def _add_experts(writer: GGUFWriter, experts: Experts) -> None:
+    writer.add_expert_count(experts.count)
+    writer.add_expert_used_count(experts.per_token)
+    writer.add_expert_feed_forward_length(experts.intermediate_size)
+    if experts.shared_intermediate_size is not None:
+        writer.add_expert_shared_feed_forward_length(experts.shared_intermediate_size)
 
 
 def add_sampling(writer: GGUFWriter, checkpoint: Checkpoint) -> None:

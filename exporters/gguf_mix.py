@@ -203,6 +203,12 @@ def _feed_forward_down(mix: Mix, layer: int, config: ModelConfig) -> str:
 
 
 _ATTENTION_OUTPUT: Final = {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}
+_ROUTERS: Final = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")
+#: llama.cpp has rules of their own for models of eight experts: their attention is a small part of them.
+_EIGHT: Final = 8
+_WIDE_OF_EIGHT: Final = frozenset({"attn_k.weight", "attn_v.weight"})
+_OF_EIGHT: Final = _WIDE_OF_EIGHT | {"attn_output.weight"}
+_OUTPUT_OF_EIGHT: Final = dict.fromkeys(("Q2_K", "Q3_K_S", "Q3_K_M", "IQ4_NL", "IQ4_XS", "Q4_K_S", "Q4_K_M"), "Q5_K")
 
 
 def _preferred(mix: Mix, name: str, config: ModelConfig) -> str:
@@ -212,11 +218,17 @@ def _preferred(mix: Mix, name: str, config: ModelConfig) -> str:
     if mix.is_float or not name.startswith("blk."):
         return mix.base
     _, layer, role = name.split(".", 2)
+    return _preferred_in_layer(mix, int(layer), role, config)
+
+
+def _preferred_in_layer(mix: Mix, layer: int, role: str, config: ModelConfig) -> str:
+    if config.experts is not None and config.experts.count == _EIGHT and role in _OF_EIGHT:
+        return "Q8_0" if role in _WIDE_OF_EIGHT else _OUTPUT_OF_EIGHT.get(mix.label, mix.base)
     match role:
         case "attn_v.weight":
-            return _attention_value(mix, int(layer), config)
-        case "ffn_down.weight":
-            return _feed_forward_down(mix, int(layer), config)
+            return _attention_value(mix, layer, config)
+        case "ffn_down.weight" | "ffn_down_exps.weight" | "ffn_down_shexp.weight":
+            return _feed_forward_down(mix, layer, config)
         case "attn_output.weight":
             return _ATTENTION_OUTPUT.get(mix.label, mix.base)
     return mix.base
@@ -273,6 +285,8 @@ def choose(
     """
     if len(shape) < 2:
         return Choice("F32")  # norms and biases, as in llama.cpp
+    if name.endswith(_ROUTERS):
+        return Choice("F32", "llama.cpp keeps what decides about experts in F32")
     override = override or _end_precision(name, scheme, config)
     if override is not None:
         wanted = _tensor_type(override, scheme)

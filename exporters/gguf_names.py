@@ -1,45 +1,41 @@
-"""llama.cpp's names of the tensors of a dense Qwen decoder.
+"""llama.cpp's names of the tensors of a checkpoint.
 
-The table is that of `gguf.get_tensor_name_map` for the architectures qwen2 and qwen3 (a test compares the two). It
-stands here because importing gguf takes a tenth of a second, which planning has no use for.
+Those of a layer are declared by its family (`edgekiln.families`). They are the ones of `gguf.get_tensor_name_map` (a
+test compares the two), which planning has no use for: importing gguf takes a tenth of a second.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
+
+from edgekiln.families import Family
+from edgekiln.families.base import EXPERT
 
 _GLOBAL: Final[Mapping[str, str]] = MappingProxyType(
     {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 )
-_IN_LAYER: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "input_layernorm": "attn_norm",
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "self_attn.q_norm": "attn_q_norm",
-        "self_attn.k_norm": "attn_k_norm",
-        "post_attention_layernorm": "ffn_norm",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-    }
-)
 _LAYER: Final = re.compile(r"model\.layers\.([0-9]+)\.(.+)")
+_EXPERT: Final = re.compile(r"(?<=mlp\.experts\.)[0-9]+(?=\.)")
 
 
-def gguf_name(source: str) -> str | None:
-    """Return llama.cpp's name of a checkpoint's tensor; None if it has none."""
+def gguf_name(family: Family, source: str) -> str | None:
+    """Return llama.cpp's name of a checkpoint's tensor; None if it has none. All experts of a layer have one name."""
     stem, _, suffix = source.rpartition(".")
     if suffix not in {"weight", "bias"}:
         return None
     if stem in _GLOBAL:
         return f"{_GLOBAL[stem]}.{suffix}"
     match = _LAYER.fullmatch(stem)
-    if match is None or match[2] not in _IN_LAYER:
-        return None
-    return f"blk.{match[1]}.{_IN_LAYER[match[2]]}.{suffix}"
+    role = match and family.gguf_layer.get(_EXPERT.sub(EXPERT, match[2]))
+    return f"blk.{match[1]}.{role}.{suffix}" if match and role else None
+
+
+def fused_sources(family: Family, sources: Iterable[str]) -> dict[str | None, list[str]]:
+    """Return the tensors of the checkpoint by llama.cpp's names, experts in their order; None is the name of others."""
+    names: dict[str | None, list[str]] = {}
+    for source in sources:
+        names.setdefault(gguf_name(family, source), []).append(source)
+    return names

@@ -13,7 +13,7 @@ from edgekiln.exporters.base import ExportPlan, TensorPlan
 from edgekiln.exporters.gguf_metadata import KNOWN_ENDS, MOST_OTHER_ENDS, model_name, size_label
 from edgekiln.exporters.gguf_tokenizer import Vocabulary, read_vocabulary
 from edgekiln.exporters.manifest_size import sealed_size
-from edgekiln.model_config import Yarn
+from edgekiln.model_config import ModelConfig
 
 #: Magic, version, number of tensors, number of pairs.
 _FIXED: Final = 4 + 4 + 8 + 8
@@ -62,7 +62,9 @@ def _numbers(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Iterator[str]:
     """Yield the keys whose values are numbers of four bytes."""
     config = checkpoint.config
     yield from ("general.file_type", "general.quantization_version")
-    yield from (f"{checkpoint.family.gguf_architecture}.{name}" for name in (*_HYPER_PARAMETERS, *_yarn(config.yarn)))
+    yield from (
+        f"{checkpoint.family.gguf_architecture}.{name}" for name in (*_HYPER_PARAMETERS, *_more_numbers(config))
+    )
     yield from (
         f"general.sampling.{k}" for field, k in _SAMPLING.items() if getattr(config.sampling, field) is not None
     )
@@ -75,9 +77,14 @@ def _numbers(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Iterator[str]:
         yield "tokenizer.ggml.padding_token_id"
 
 
-def _yarn(yarn: Yarn | None) -> tuple[str, ...]:
-    """Return the names of YaRN's numbers."""
-    return () if yarn is None else ("rope.scaling.factor", "rope.scaling.original_context_length")
+def _more_numbers(config: ModelConfig) -> Iterator[str]:
+    """Yield the names of the numbers that only some models have."""
+    if config.yarn is not None:
+        yield from ("rope.scaling.factor", "rope.scaling.original_context_length")
+    if config.experts is not None:
+        yield from ("expert_count", "expert_used_count", "expert_feed_forward_length")
+        if config.experts.shared_intermediate_size is not None:
+            yield "expert_shared_feed_forward_length"
 
 
 def _texts(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Iterator[tuple[str, str]]:
@@ -85,7 +92,7 @@ def _texts(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Iterator[tuple[str
     yield "general.architecture", checkpoint.family.gguf_architecture
     yield "general.type", "model"
     yield "general.name", model_name(checkpoint)
-    yield "general.size_label", size_label(checkpoint.weight_count)
+    yield "general.size_label", size_label(checkpoint)
     if checkpoint.config.yarn is not None:
         yield f"{checkpoint.family.gguf_architecture}.rope.scaling.type", "yarn"
     yield "tokenizer.ggml.model", "gpt2"

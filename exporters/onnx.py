@@ -7,9 +7,8 @@ whole tensor is ever in memory.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal
@@ -22,6 +21,7 @@ from edgekiln.device import ANY_CPU, Device
 from edgekiln.errors import UnsupportedError, UsageError
 from edgekiln.exporters.base import ExportPlan, Quantize, TensorPlan, unknown_precision, unknown_provider
 from edgekiln.exporters.genai_config import genai_config
+from edgekiln.exporters.onnx_fusions import DOWN_EXPERTS, GATE_UP_EXPERTS, ROUTERS, Fusion, fusions
 from edgekiln.exporters.onnx_layout import ROTARY_TABLES, Placed, layout, place, stored_bytes
 from edgekiln.exporters.onnx_providers import PROVIDERS, REFUSED, OnnxProvider
 from edgekiln.exporters.onnx_size import artifact_size
@@ -38,8 +38,7 @@ from edgekiln.grids import (
 )
 from edgekiln.installed import package_version
 from edgekiln.journal import Journal
-from edgekiln.safetensors import TensorInfo
-from edgekiln.scheme import Scheme, overridden
+from edgekiln.scheme import Scheme, one_precision, overridden
 from edgekiln.tensor_files import TensorFiles
 
 MODEL_FILE: Final = "model.onnx"
@@ -102,15 +101,22 @@ class Onnx:
             raise UnsupportedError(reason)
         embedding, head = _ends(ends, provider)
         overrides |= {EMBEDDING: embedding, HEAD: head}
+        _check_experts(checkpoint, provider)
         tensors = []
-        for sources, name in _fusions(checkpoint, provider):
-            infos = [checkpoint.tensors[source] for source in sources]
+        for fusion in fusions(checkpoint, provider):
             storage: Grid | FloatDtype = body
-            if len(infos[0].shape) == 1:
+            note = None
+            if len(checkpoint.tensors[fusion.sources[0]].shape) == 1:
                 storage = provider.activations
-            elif (wanted := _one_precision(sources, overrides)) is not None:
-                storage = _single_storage(wanted, scheme, provider, end=sources[0] in {EMBEDDING, HEAD})
-            tensors.append(_plan_tensor(name, sources, infos, storage))
+            elif fusion.name.endswith(ROUTERS):
+                storage, note = provider.activations, "it decides which experts compute, and is small"
+            elif (wanted := one_precision(fusion.sources, overrides)) is not None:
+                storage = _single_storage(wanted, scheme, provider, end=fusion.sources[0] in {EMBEDDING, HEAD})
+            if fusion.experts and isinstance(storage, CodebookGrid):
+                storage = IntegerGrid(4, storage.group_size, True, storage.scale_dtype)
+                note = f"ONNX Runtime has no operator for experts in nf4: {storage.name} instead"
+            tensors.append(_plan_tensor(checkpoint, fusion, storage, note))
+        _check_pairs(tensors)
         if checkpoint.config.tie_word_embeddings and embedding != head:
             tensors.append(_untied_head(checkpoint, _single_storage(head, scheme, provider, end=True)))
         tensors.extend(_rotary_tables(checkpoint, provider))
@@ -184,20 +190,6 @@ def _storage(
     return IntegerGrid(bits, group_size, symmetric, provider.activations)
 
 
-def _one_precision(sources: tuple[str, ...], overrides: Mapping[str, str]) -> str | None:
-    """Return the precision of its own that a tensor has, which is made of several matrices; None if it has none.
-
-    Raises:
-        UsageError: They have different ones.
-    """
-    wanted = {overrides.get(source) for source in sources}
-    if len(wanted) > 1:
-        raise UsageError(
-            f"{', '.join(sources)} are one tensor in the graph, so an override gives all of them one precision or none"
-        )
-    return wanted.pop()
-
-
 def _single_storage(precision: str, scheme: Scheme, provider: OnnxProvider, *, end: bool) -> Grid | FloatDtype:
     """Return what a matrix with a precision of its own lies in.
 
@@ -211,8 +203,8 @@ def _single_storage(precision: str, scheme: Scheme, provider: OnnxProvider, *, e
 
 def _untied_head(checkpoint: Checkpoint, storage: Grid | FloatDtype) -> TensorPlan:
     """Plan a second copy of a tied embedding, for a head of another precision."""
-    tensor = _plan_tensor(HEAD, (EMBEDDING,), [checkpoint.tensors[EMBEDDING]], storage)
-    return replace(tensor, note="a copy of the tied embedding, since the head has a precision of its own")
+    note = "a copy of the tied embedding, since the head has a precision of its own"
+    return _plan_tensor(checkpoint, Fusion(HEAD, (EMBEDDING,)), storage, note)
 
 
 def _container_type(storage: Grid | FloatDtype) -> str:
@@ -225,17 +217,35 @@ def _container_type(storage: Grid | FloatDtype) -> str:
             return str(storage)
 
 
-def _fusions(checkpoint: Checkpoint, provider: OnnxProvider) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield (sources, name in the artifact): query, key and value are one tensor where the graph packs them."""
-    packed = provider.rotates_in_attention and not checkpoint.family.qk_norm
-    for source in checkpoint.tensors:
-        if (packed and ".self_attn.k_proj." in source) or (packed and ".self_attn.v_proj." in source):
-            continue
-        if packed and ".self_attn.q_proj." in source:
-            parts = tuple(source.replace("q_proj", part) for part in ("q_proj", "k_proj", "v_proj"))
-            yield parts, source.replace("q_proj", "qkv_proj")
-        else:
-            yield (source,), source
+def _check_experts(checkpoint: Checkpoint, provider: OnnxProvider) -> None:
+    """Refuse experts where no operator for them was ever run.
+
+    Raises:
+        UnsupportedError: Says what to use instead.
+    """
+    if checkpoint.config.experts is not None and not provider.has_experts:
+        raise UnsupportedError(
+            f"{checkpoint.source} has experts, which Edgekiln exports for ONNX Runtime's CPU provider alone: the "
+            "others read them in layouts of their own; use a target on the cpu, or gguf"
+        )
+
+
+def _check_pairs(tensors: Sequence[TensorPlan]) -> None:
+    """Refuse experts whose two matrices the operator cannot have together.
+
+    Raises:
+        UsageError: They are stored differently.
+    """
+    by_name = {tensor.name: tensor for tensor in tensors}
+    for name, first in by_name.items():
+        if name.endswith(GATE_UP_EXPERTS):
+            second = by_name[name.removesuffix(GATE_UP_EXPERTS) + DOWN_EXPERTS]
+            if first.storage != second.storage:
+                raise UsageError(
+                    f"{first.name} is {first.storage_name} and {second.name} {second.storage_name}, but ONNX Runtime's "
+                    "operator for experts has one precision for both; let an override match all of them, as "
+                    "*.mlp.experts.* does"
+                )
 
 
 def _rotary_tables(checkpoint: Checkpoint, provider: OnnxProvider) -> Iterator[TensorPlan]:
@@ -247,15 +257,19 @@ def _rotary_tables(checkpoint: Checkpoint, provider: OnnxProvider) -> Iterator[T
 
 
 def _plan_tensor(
-    name: str, sources: tuple[str, ...], infos: list[TensorInfo], storage: Grid | FloatDtype
+    checkpoint: Checkpoint, fusion: Fusion, storage: Grid | FloatDtype, note: str | None = None
 ) -> TensorPlan:
-    shape: tuple[int, ...] = (sum(info.shape[0] for info in infos), *infos[0].shape[1:])
+    shapes = [checkpoint.tensors[source].shape for source in fusion.sources]
+    shape: tuple[int, ...] = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+    if fusion.experts:
+        shape = (fusion.experts, shape[0] // fusion.experts, *shape[1:])
     if isinstance(storage, IntegerGrid | CodebookGrid) and shape[-1] % storage.group_size:
         raise UsageError(
-            f"group size {storage.group_size} does not divide the {shape[-1]} columns of {sources[0]}; "
+            f"group size {storage.group_size} does not divide the {shape[-1]} columns of {fusion.sources[0]}; "
             f"choose one of {', '.join(str(g) for g in _GROUP_SIZES if shape[-1] % g == 0) or 'fp16 instead'}"
         )
-    return TensorPlan(name, sources, shape, storage, stored_bytes(storage, shape))
+    nbytes = stored_bytes(storage, shape)
+    return TensorPlan(fusion.name, fusion.sources, shape, storage, nbytes, note, in_turn=fusion.in_turn)
 
 
 def pack_rows(quantized: QuantizedRows) -> tuple[memoryview, ...]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from edgekiln.errors import StepError
 from edgekiln.exporters.onnx_providers import PROVIDERS, OnnxProvider
+from edgekiln.families import FAMILIES
 from edgekiln.model_config import ModelConfig
 
 if TYPE_CHECKING:
@@ -31,12 +32,15 @@ def build_float_graph(config: ModelConfig, provider: OnnxProvider = PROVIDERS["c
     import mobius
     import onnx_ir as ir
 
+    from edgekiln.exporters.onnx_experts import put_experts
+
+    dense_type = FAMILIES[config.model_type].dense_type
     architecture = dataclasses.replace(
-        mobius.ArchitectureConfig.from_transformers(_described(config)),
+        mobius.ArchitectureConfig.from_transformers(_described(config, dense_type)),
         # The checkpoint's own bf16 would make a graph that the CPU provider refuses.
         dtype=ir.DataType.FLOAT if provider.activations == "float32" else ir.DataType.FLOAT16,
     )
-    module = mobius.registry.get(config.model_type)(architecture)
+    module = mobius.registry.get(dense_type)(architecture)
     package = mobius.build_from_module(module, architecture, execution_provider=provider.mobius_name)
     if list(package) != ["model"]:
         raise StepError(f"mobius built {sorted(package)} for {config.model_type}, where one decoder was expected")
@@ -44,20 +48,22 @@ def build_float_graph(config: ModelConfig, provider: OnnxProvider = PROVIDERS["c
     for function in _NATIVE_FUNCTIONS:
         model.functions.pop(function, None)
     _set_windows(model.graph, config)
+    put_experts(model.graph, config)
     return model
 
 
-def _described(config: ModelConfig) -> SimpleNamespace:
+def _described(config: ModelConfig, dense_type: str) -> SimpleNamespace:
     """Return what mobius asks of a configuration of Transformers, whose own takes a second to import.
 
-    Sliding windows are left out: mobius knows only graphs in which all layers have the same one.
+    Experts are put in later: mobius' own graphs compute all of them for every token. Sliding windows are left out:
+    mobius knows only graphs in which all layers have the same one.
     """
     rope: dict[str, object] = {"rope_type": "default", "rope_theta": config.rope_theta}
     if (yarn := config.yarn) is not None:
         rope |= {"rope_type": "yarn", "factor": yarn.factor, "beta_fast": yarn.beta_fast, "beta_slow": yarn.beta_slow}
         rope["original_max_position_embeddings"] = yarn.original_context
     return SimpleNamespace(
-        model_type=config.model_type,
+        model_type=dense_type,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
         num_hidden_layers=config.num_layers,

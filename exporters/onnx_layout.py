@@ -63,19 +63,21 @@ def parts_of(storage: Grid | FloatDtype, shape: tuple[int, ...]) -> tuple[Part, 
     """Return the initializers that a tensor needs, without a place.
 
     Shapes are those of MatMulNBits (codes [N, groups, bytes per group], scales [N, groups], zero points packed per
-    row) and MatMulBnb4 (flat codes and absmax).
+    row), of QMoE for experts (codes [E, N, bytes per row], scales [E, N, groups], zero points likewise) and of
+    MatMulBnb4 (flat codes and absmax).
     """
     match storage:
         case "float16" | "float32":
             return (Part("values", storage, shape),)
         case IntegerGrid(bits, group_size, symmetric, scale_dtype):
-            rows, columns = shape
-            groups = columns // group_size
-            codes = Part("codes", "uint8", (rows, groups, group_size * bits // 8))
-            scales = Part("scales", scale_dtype, (rows, groups))
+            *rows, columns = shape
+            groups, group_bytes = columns // group_size, group_size * bits // 8
+            in_row = (groups, group_bytes) if len(rows) == 1 else (groups * group_bytes,)
+            codes = Part("codes", "uint8", (*rows, *in_row))
+            scales = Part("scales", scale_dtype, (*rows, groups))
             if symmetric:
                 return codes, scales
-            return codes, scales, Part("zero_points", "uint8", (rows, -(-groups * bits // 8)))
+            return codes, scales, Part("zero_points", "uint8", (*rows, -(-groups * bits // 8)))
         case CodebookGrid(_, group_size, scale_dtype):
             weights = math.prod(shape)
             return Part("codes", "uint8", (weights // 2,)), Part("absmax", scale_dtype, (weights // group_size,))

@@ -31,6 +31,7 @@ class OnnxProvider:
         options: Provider options.
         lacks: Precisions without a kernel, each with the way out.
         looks_up_codes: GatherBlockQuantized has a kernel; otherwise embeddings stay float16.
+        has_experts: MoE and QMoE have kernels that were run; their layouts differ between providers.
     """
 
     meaning: str
@@ -42,12 +43,18 @@ class OnnxProvider:
     options: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     lacks: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     looks_up_codes: bool = True
+    has_experts: bool = False
 
 
 PROVIDERS: Final[Mapping[str, OnnxProvider]] = MappingProxyType(
     {
         "cpu": OnnxProvider(
-            "float32 activations, int8 inside MatMulNBits", None, "cpu", "float32", accuracy_level=_INT8_ACTIVATIONS
+            "float32 activations, int8 inside MatMulNBits",
+            None,
+            "cpu",
+            "float32",
+            accuracy_level=_INT8_ACTIVATIONS,
+            has_experts=True,
         ),
         "cuda": OnnxProvider("float16 activations, on NVIDIA GPUs", "cuda", "cuda"),
         "webgpu": OnnxProvider(

@@ -1,8 +1,8 @@
 """Rewriting the float graph so that each weight is read as it is stored.
 
-`MatMul(x, Transpose(W))` becomes MatMulNBits or MatMulBnb4, the embedding's Gather becomes GatherBlockQuantized,
-and a weight in float16 is cast where it is used (ONNX Runtime folds the cast when it loads the model). A `Concat` of
-initializers along their rows is one tensor in the file: quantized rows concatenate exactly.
+`MatMul(x, Transpose(W))` becomes MatMulNBits or MatMulBnb4, MoE becomes QMoE, the embedding's Gather becomes
+GatherBlockQuantized, and a weight in float16 is cast where it is used (ONNX Runtime folds the cast when it loads the
+model). A `Concat` of initializers along their rows is one tensor in the file: quantized rows concatenate exactly.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgekiln.errors import StepError
 from edgekiln.exporters.onnx_layout import Part, Placed
+from edgekiln.exporters.onnx_nodes import drop_unused, replace_node
 from edgekiln.exporters.onnx_providers import PROVIDERS, OnnxProvider
 from edgekiln.families import EMBEDDING, HEAD
 from edgekiln.grids import BNB4_NF4, CodebookGrid, IntegerGrid
@@ -43,16 +44,6 @@ def _initializer(graph: ir.Graph, name: str, part: Part, shape: Sequence[int] | 
     value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor)
     graph.initializers[name] = value
     return value
-
-
-def _replace(graph: ir.Graph, old: ir.Node, new: Sequence[ir.Node]) -> None:
-    """Put `new` where `old` is; the last of them gives the output, under the old output's name."""
-    graph.insert_before(old, new)
-    (result,) = new[-1].outputs
-    (replaced,) = old.outputs
-    result.name, result.type, result.shape = replaced.name, replaced.type, replaced.shape
-    replaced.replace_all_uses_with(result, replace_graph_outputs=True)
-    graph.remove(old, safe=True)
 
 
 class Rewriter:
@@ -94,9 +85,11 @@ class Rewriter:
         for node in list(self.graph):
             if node.op_type == "MatMul":
                 self._rewrite_matmul(node)
+            elif node.op_type == "MoE":
+                self._rewrite_experts(node)
             elif node.op_type == "Gather" and self._is_weight(node.inputs[0]):
                 self._rewrite_gather(node)
-        self._drop_unused()
+        drop_unused(self.graph)
         self._place_float_vectors()
         return self._place_computed()
 
@@ -131,9 +124,9 @@ class Rewriter:
         storage, (rows, columns) = item.plan.storage, item.plan.shape
         match storage:
             case IntegerGrid():
-                _replace(self.graph, node, [self._matmul_nbits(operand, item, storage, rows, columns)])
+                replace_node(self.graph, node, [self._matmul_nbits(operand, item, storage, rows, columns)])
             case CodebookGrid():
-                _replace(self.graph, node, [self._matmul_bnb4(operand, item, storage, rows, columns)])
+                replace_node(self.graph, node, [self._matmul_bnb4(operand, item, storage, rows, columns)])
             case _:
                 transpose.replace_input_with(0, self._float_weight(item, before=transpose))
 
@@ -154,6 +147,40 @@ class Rewriter:
         attributes = {"K": columns, "N": rows, "block_size": grid.group_size, "quant_type": BNB4_NF4}
         inputs = [operand, self._part(item, "codes"), self._part(item, "absmax")]
         return ir.node("MatMulBnb4", inputs, attributes, domain=_MS, name=f"{item.plan.name}.MatMulBnb4")
+
+    def _rewrite_experts(self, node: ir.Node) -> None:
+        """Let the operator read quantized experts, or floats in the type of the activations."""
+        operand, logits, gate_up, _, down, _ = node.inputs
+        if operand is None or logits is None or gate_up is None or down is None:
+            raise StepError(f"{node.name} lacks an input")
+        first, second = self.placed[str(gate_up.name)], self.placed[str(down.name)]
+        match first.plan.storage, second.plan.storage:
+            case IntegerGrid() as one, IntegerGrid() as other:
+                replace_node(self.graph, node, [self._qmoe(node, operand, logits, (first, one), (second, other))])
+            case _:
+                node.replace_input_with(2, self._float_weight(first, before=node))
+                node.replace_input_with(4, self._float_weight(second, before=node))
+
+    def _qmoe(
+        self,
+        node: ir.Node,
+        operand: ir.Value,
+        logits: ir.Value,
+        first: tuple[Placed, IntegerGrid],
+        second: tuple[Placed, IntegerGrid],
+    ) -> ir.Node:
+        inputs: list[ir.Value | None] = [operand, logits]
+        for item, _ in (first, second):
+            inputs += [self._part(item, "codes"), self._part(item, "scales"), None]
+        inputs += [None] * 3  # a third matrix, for activations that are not fused
+        inputs += [None if grid.symmetric else self._part(item, "zero_points") for item, grid in (first, second)]
+        attributes = {name: attribute.value for name, attribute in node.attributes.items()} | {
+            "accuracy_level": self.accuracy_level,
+            "block_size": first[1].group_size,
+            "expert_weight_bits": first[1].bits,
+            "weights_prepacked": 0,  # as `quantize_matmul_4bits` and `_8bits` leave them
+        }
+        return ir.node("QMoE", inputs, attributes, domain=_MS, name=str(node.name).replace("MoE", "QMoE"))
 
     def _rewrite_gather(self, node: ir.Node) -> None:
         table, indices = node.inputs
@@ -177,12 +204,12 @@ class Rewriter:
                     domain=_MS,
                     name=f"{item.plan.name}.GatherBlockQuantized",
                 )
-                _replace(self.graph, node, [gather])
+                replace_node(self.graph, node, [gather])
             case "float16" if self.activations == ir.DataType.FLOAT:
                 values = self._part(item, "values")
                 gather = ir.node("Gather", [values, indices], name=f"{item.plan.name}.Gather")
                 cast = ir.node("Cast", gather.outputs, {"to": int(ir.DataType.FLOAT)}, name=f"{item.plan.name}.Cast")
-                _replace(self.graph, node, [gather, cast])
+                replace_node(self.graph, node, [gather, cast])
             case "float16" | "float32":
                 node.replace_input_with(0, self._part(item, "values"))
             case other:
@@ -244,13 +271,3 @@ class Rewriter:
             computed[item.plan.name] = np.asarray(value.const_value.numpy(), np.float32)
             self._fill(value, item.parts["values"])
         return computed
-
-    def _drop_unused(self) -> None:
-        """Remove nodes and initializers that nothing reads any more."""
-        for node in reversed(list(self.graph)):
-            outputs = [output for output in node.outputs if output.uses() or output.is_graph_output()]
-            if not outputs:
-                self.graph.remove(node, safe=True)
-        for name, value in list(self.graph.initializers.items()):
-            if not value.uses():
-                del self.graph.initializers[name]

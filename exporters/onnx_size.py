@@ -56,6 +56,21 @@ _GRAPHS: Final[Mapping[tuple[_Style, str, _Kind], tuple[int, int, int]]] = Mappi
         ("separate", "qwen3", "asymmetric"): (5333, 15_165, 243),
     }
 )
+#: The same of graphs whose layers have experts that are made to add up to 1: family and kind alone.
+_WITH_EXPERTS: Final[Mapping[tuple[str, _Kind], tuple[int, int, int]]] = MappingProxyType(
+    {
+        ("qwen2_moe", "float16"): (4762, 10_689, 311),
+        ("qwen2_moe", "symmetric"): (4730, 10_206, 273),
+        ("qwen2_moe", "asymmetric"): (4993, 12_136, 302),
+        ("qwen2_moe", "codebook"): (4731, 10_044, 266),
+        ("qwen3_moe", "float16"): (4811, 14_327, 323),
+        ("qwen3_moe", "symmetric"): (4741, 12_017, 254),
+        ("qwen3_moe", "asymmetric"): (5008, 13_589, 280),
+        ("qwen3_moe", "codebook"): (4751, 11_880, 250),
+    }
+)
+#: What a layer has more whose experts do not add up to 1.
+_UNNORMALIZED: Final = 335
 
 
 def graph_size(checkpoint: Checkpoint, plan: ExportPlan) -> int:
@@ -64,15 +79,22 @@ def graph_size(checkpoint: Checkpoint, plan: ExportPlan) -> int:
     Raises:
         UnsupportedError: No graph of this family and provider was ever measured.
     """
-    config = checkpoint.config
-    key = (_style(PROVIDERS[plan.device.execution_provider]), config.model_type, _kind(plan))
+    config, kind = checkpoint.config, _kind(plan)
+    key = (_style(PROVIDERS[plan.device.execution_provider]), checkpoint.family.dense_type, kind)
     if key not in _GRAPHS:
         raise UnsupportedError(
             f"the size of a {config.model_type} graph for {plan.device.execution_provider} is not known"
         )
-    constant, per_layer, per_digit = _GRAPHS[key]
-    further_digits = sum(len(str(layer)) - 1 for layer in range(config.num_layers))
-    return constant + per_layer * config.num_layers + per_digit * further_digits
+    experts = config.experts
+    constant, *dense = _GRAPHS[key]
+    constant, *sparse = (constant, *dense) if experts is None else _WITH_EXPERTS[config.model_type, kind]
+    size = constant
+    for layer in range(config.num_layers):
+        per_layer, per_digit = dense if config.experts_of(layer) is None else sparse
+        size += per_layer + per_digit * (len(str(layer)) - 1)
+    if experts is not None and not experts.normalized:
+        size += _UNNORMALIZED * len(experts.layers)
+    return size
 
 
 def _style(provider: OnnxProvider) -> _Style:

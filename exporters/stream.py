@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from edgekiln.safetensors import TensorInfo, TensorReader, widen
 from edgekiln.tensor_files import Bytes, TensorFiles
 from edgekiln.tensors import NO_DEFECTS, Defects, convert_rows, count_defects
 
+_T = TypeVar("_T", bound=np.generic)
 #: Weights of one chunk, rounded to whole rows: 4 MB of float32.
 CHUNK_WEIGHTS: Final = 1 << 20
 #: Each worker holds about 8 MB; this bounds the memory of an export on a machine of many processors.
@@ -35,10 +36,17 @@ _MAX_WORKERS: Final = 16
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows [start, stop) of one tensor of the checkpoint, and the tensor of the artifact that they go into."""
+    """Rows of the checkpoint, and the tensor of the artifact that they go into.
+
+    Attributes:
+        tensor: Of the artifact.
+        sources: Tensors of the checkpoint; of several, each gives a row in turn.
+        start: The first row of each.
+        stop: Behind the last one.
+    """
 
     tensor: TensorPlan
-    source: TensorInfo
+    sources: tuple[TensorInfo, ...]
     start: int
     stop: int
 
@@ -49,11 +57,11 @@ class Chunk:
 
     Attributes:
         parts: The bytes for each extent of the tensor, in the order of its layout; empty if they cannot be stored.
-        defects: Weights that cannot be stored.
+        defects: Weights that cannot be stored, of each source; empty for none.
     """
 
     parts: tuple[Bytes, ...]
-    defects: Defects = NO_DEFECTS
+    defects: tuple[Defects, ...] = ()
 
 
 #: Brings quantized rows into the form of the file, one item for each extent of the tensor; nothing is rounded.
@@ -102,11 +110,12 @@ def write_tensors(
 
 def _pieces(checkpoint: Checkpoint, tensors: Iterable[TensorPlan], chunk_weights: int) -> Iterator[Piece]:
     for tensor in tensors:
-        for source in tensor.sources:
-            info = checkpoint.tensors[source]
-            step = max(1, chunk_weights // info.columns)
-            for start in range(0, info.rows, step):
-                yield Piece(tensor, info, start, min(start + step, info.rows))
+        infos = [checkpoint.tensors[source] for source in tensor.sources]
+        for first in range(0, len(infos), tensor.in_turn):
+            together = tuple(infos[first : first + tensor.in_turn])
+            rows, step = together[0].rows, max(1, chunk_weights // (together[0].columns * tensor.in_turn))
+            for start in range(0, rows, step):
+                yield Piece(tensor, together, start, min(start + step, rows))
 
 
 def _in_order(
@@ -130,26 +139,33 @@ def _in_order(
 
 def _make_chunk(reader: TensorReader, piece: Piece, quantize: Quantize, pack: Pack) -> Chunk:
     """Read rows and bring them into the form of the file."""
-    source, storage = piece.source, piece.tensor.storage
-    raw = reader.raw_rows(source, piece.start, piece.stop)
-    if defects := count_defects(raw, source.dtype):
+    storage = piece.tensor.storage
+    raws = [reader.raw_rows(source, piece.start, piece.stop) for source in piece.sources]
+    dtypes = [source.dtype for source in piece.sources]
+    defects = tuple(map(count_defects, raws, dtypes))
+    if any(defects):
         return Chunk((), defects)
+    through = storage if isinstance(storage, str) else piece.tensor.through
+    if through is not None:
+        raws = [convert_rows(raw, dtype, through) for raw, dtype in zip(raws, dtypes, strict=True)]
+        dtypes = [_SAFETENSORS_NAME[through]] * len(raws)
+        defects = tuple(Defects(overflowed=count_defects(raw, dtypes[0]).infinite) for raw in raws)
+        if any(defects):
+            return Chunk((), defects)
     if isinstance(storage, str):
-        converted = convert_rows(raw, source.dtype, storage)
-        overflowed = Defects(overflowed=count_defects(converted, _SAFETENSORS_NAME[storage]).infinite)
-        return Chunk((little_endian(converted),), overflowed)
-    dtype = source.dtype
-    if piece.tensor.through is not None:
-        raw, dtype = convert_rows(raw, dtype, piece.tensor.through), _SAFETENSORS_NAME[piece.tensor.through]
-        if count := count_defects(raw, dtype).infinite:
-            return Chunk((), Defects(overflowed=count))
+        return Chunk((little_endian(_in_turn(raws)),))
     try:
-        quantized = quantize(widen(raw, dtype), storage)
+        quantized = quantize(_in_turn([widen(raw, dtype) for raw, dtype in zip(raws, dtypes, strict=True)]), storage)
     except StepError as error:
-        raise StepError(f"{source.name}: {error}") from None
+        raise StepError(f"{' and '.join(source.name for source in piece.sources)}: {error}") from None
     if quantized.grid != storage:
         raise StepError(f"{piece.tensor.name} was to be {storage.name}, but its quantizer returned another grid")
     return Chunk(pack(quantized))
+
+
+def _in_turn(rows: list[NDArray[_T]]) -> NDArray[_T]:
+    """Return the rows of arrays of one shape, one of each in turn."""
+    return rows[0] if len(rows) == 1 else np.stack(rows, axis=1).reshape(-1, rows[0].shape[-1])
 
 
 _SAFETENSORS_NAME: Final = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -169,10 +185,11 @@ def _write_tensor(files: TensorFiles, tensor: TensorPlan, chunks: Iterator[tuple
     """
     defects = dict.fromkeys(tensor.sources, NO_DEFECTS)
     for piece, chunk in chunks:
-        defects[piece.source.name] += chunk.defects
+        for source, found in zip(piece.sources, chunk.defects, strict=False):
+            defects[source.name] += found
         if not any(defects.values()):
             for part, data in enumerate(chunk.parts):
                 files.write(tensor.name, data, part)
-    for source, found in defects.items():
-        found.require_none(source, tensor.storage if isinstance(tensor.storage, str) else tensor.through or "float32")
+    for name, found in defects.items():
+        found.require_none(name, tensor.storage if isinstance(tensor.storage, str) else tensor.through or "float32")
     files.complete(tensor.name)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgekiln.checkpoint import open_checkpoint
 from edgekiln.exporters import EXPORTERS
+from edgekiln.model_config import ModelConfig
 from edgekiln.quantizers import quantize
 from edgekiln.scheme import Scheme
 
@@ -76,3 +77,30 @@ def llama_logits(path: Path, tokens: list[int]) -> NDArray[np.float32]:
         return model.scores[: len(tokens)].copy()
     finally:
         model.close()
+
+
+def onnx_logits(directory: Path, config: ModelConfig, tokens: list[int]) -> NDArray[np.float32]:
+    """Return what ONNX Runtime predicts at each token on the CPU, [tokens, vocabulary]."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(directory / "model.onnx", providers=["CPUExecutionProvider"])
+    inputs = {entry.name: entry.type for entry in session.get_inputs()}
+    dtype = np.float16 if inputs["past_key_values.0.key"] == "tensor(float16)" else np.float32
+    past = np.zeros((1, config.num_kv_heads, 0, config.head_dim), dtype)
+    feeds = {name: past for name in inputs if name.startswith("past")}
+    if "position_ids" in inputs:
+        feeds["position_ids"] = np.arange(len(tokens))[None]
+    feeds |= {"input_ids": np.array([tokens], np.int64), "attention_mask": np.ones((1, len(tokens)), np.int64)}
+    logits: NDArray[np.float32] = session.run(["logits"], feeds)[0][0]
+    return logits
+
+
+def transformers_logits(directory: Path, tokens: list[int]) -> NDArray[np.float32]:
+    """Return what Transformers predicts at each token in float32, [tokens, vocabulary]."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="sdpa")
+    with torch.no_grad():
+        logits: NDArray[np.float32] = model(torch.tensor([tokens])).logits[0].numpy()
+    return logits

@@ -11,12 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekiln.checkpoint import embedded_directory
-from edgekiln.families import FAMILIES, expected_tensors
+from edgekiln.families import READINGS, expected_tensors
 from edgekiln.model_config import parse_config
 
 #: The vocabulary of the embedded checkpoint, whose tokenizer every checkpoint here gets.
 VOCAB_SIZE = 4096
-_ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+_ARCHITECTURES = {
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
+#: Six experts, two for each token; weighed as llama.cpp does it.
+_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
+_MORE: dict[str, dict[str, Any]] = {
+    "qwen2_moe": _EXPERTS | {"shared_expert_intermediate_size": 192, "norm_topk_prob": False},
+    "qwen3_moe": _EXPERTS | {"norm_topk_prob": True},
+}
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 
 
@@ -73,13 +84,14 @@ def make_checkpoint(
 
     Args:
         directory: Is created.
-        model_type: `qwen2` (biases, no norms of queries and keys) or `qwen3`.
+        model_type: `qwen2` (biases, no norms of queries and keys), `qwen3`, or `qwen2_moe` and `qwen3_moe`, which have
+            six small experts, two for each token; `config` changes that.
         hidden_size: Rows of most matrices.
         intermediate_size: Rows of the down projection.
         num_layers: Decoder layers.
         num_heads: Query heads.
         num_kv_heads: Key-value heads.
-        head_dim: Written to config.json for qwen3; for qwen2 it must be `hidden_size / num_heads`.
+        head_dim: Written to config.json for qwen3 and qwen3_moe; for the others it must be `hidden_size / num_heads`.
         tied: The head shares the embeddings.
         dtype: `BF16`, `F16` or `F32`, of all tensors.
         seed: Equal seeds give equal bytes.
@@ -108,14 +120,15 @@ def make_checkpoint(
         "bos_token_id": 4073,
         "eos_token_id": 4072,
     }
-    if model_type == "qwen3":
+    if model_type in {"qwen3", "qwen3_moe"}:
         values["head_dim"] = head_dim
+    values |= _MORE.get(model_type, {})
     values = {key: value for key, value in (values | (config or {})).items() if value is not ...}
     (directory / "config.json").write_text(json.dumps(values))
     rng = np.random.default_rng(seed)
     tensors = {
         name: (dtype, shape, encode(np.float32(scale) * random_weights(name, shape, rng), dtype))
-        for name, shape in expected_tensors(parse_config(directory, FAMILIES)).items()
+        for name, shape in expected_tensors(parse_config(directory, READINGS)).items()
     }
     _write_shards(directory, tensors, shards)
     return directory

@@ -9,7 +9,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from checkpoints import VOCAB_SIZE, encode, make_checkpoint, write_safetensors
-from edgekiln.families import EMBEDDING, FAMILIES, HEAD, expected_tensors
+from edgekiln.families import EMBEDDING, HEAD, READINGS, expected_tensors
 from edgekiln.model_config import parse_config
 
 END = 4072  # <|im_end|>
@@ -32,7 +32,7 @@ def scripted_checkpoint(directory: Path, *replies: tuple[str, str]) -> Path:
             assert following == END or not head[following].any(), "a token occurs twice"
             head[following] += embedding[token]
     tensors = {}
-    for name, shape in expected_tensors(parse_config(directory, FAMILIES)).items():
+    for name, shape in expected_tensors(parse_config(directory, READINGS)).items():
         values = np.ones(shape, dtype=np.float32) if "norm" in name else np.zeros(shape, dtype=np.float32)
         values = {EMBEDDING: embedding, HEAD: head}.get(name, values)
         tensors[name] = ("BF16", shape, encode(values, "BF16"))

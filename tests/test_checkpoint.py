@@ -115,7 +115,7 @@ def test_damage_is_one_sentence(directory, damage, message):
 
 def test_another_architecture_is_unsupported_and_names_the_choices(directory):
     edit_json(directory / "config.json", model_type="llama")
-    with pytest.raises(UnsupportedError, match="qwen2, qwen3"):
+    with pytest.raises(UnsupportedError, match="qwen2, qwen2_moe, qwen3, qwen3_moe"):
         open_checkpoint(str(directory))
 
 

@@ -49,6 +49,13 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "qwen3-tied-1536-sharded": {"hidden_size": 1536, "intermediate_size": 320, "num_layers": 1, "shards": 3},
     "qwen3-padded": {"hidden_size": 72, "intermediate_size": 40, "num_heads": 2, "num_kv_heads": 1, "head_dim": 18},
+    "qwen2_moe-untied-16-layers": {"model_type": "qwen2_moe", "num_layers": 16, "tied": False, "num_kv_heads": 1},
+    "qwen3_moe-eight-experts": {
+        "model_type": "qwen3_moe",
+        "num_layers": 8,
+        "shards": 2,
+        "config": {"num_experts": 8, "moe_intermediate_size": 96},
+    },
     "qwen2-80-layers": {
         "model_type": "qwen2",
         "hidden_size": 64,
@@ -106,9 +113,15 @@ def write_float32_file(checkpoint: Checkpoint, plan: ExportPlan, path: Path) -> 
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if config.experts:
+        writer.add_expert_count(config.experts.count)
+        writer.add_expert_used_count(config.experts.per_token)
+        writer.add_expert_feed_forward_length(config.experts.intermediate_size)
+        writer.add_expert_shared_feed_forward_length(config.experts.shared_intermediate_size or 0)
     writer.add_file_type(0)
     for tensor in plan.tensors:
-        writer.add_tensor(tensor.name, values_of(checkpoint, tensor.sources[0]))
+        values = np.concatenate([values_of(checkpoint, source) for source in tensor.sources])
+        writer.add_tensor(tensor.name, values.reshape(tensor.shape))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -144,7 +157,7 @@ def test_every_mix_equals_llama_model_quantize_in_types_and_bytes(shaped: Checkp
     source, exporter = tmp_path / "f32.gguf", Gguf()
     write_float32_file(shaped, exporter.plan(shaped, Scheme("fp16")), source)
     few = ("q4_0", "q4_1", "q8_0", "q4_k_m", "iq4_nl", "q3_k_m", "q4_k_s")  # all of them on the first shape only
-    for name in MIX_NAMES if shaped.config.num_layers == 16 else few:
+    for name in MIX_NAMES if shaped.config.num_layers in {16, 8} else few:
         ours, theirs = export(shaped, name, tmp_path / name), tmp_path / "theirs.gguf"
         llama_quantize(source, theirs, MIXES[name].file_type)
         assert_same_tensors(exporter.plan(shaped, Scheme(name)), ours, theirs)
@@ -172,13 +185,16 @@ def test_precisions_of_embedding_and_head_equal_llama_cpps_options(
 
 
 def test_an_override_decides_the_type_of_what_it_matches_and_of_nothing_else(shaped: Checkpoint) -> None:
-    asked = (("*.mlp.down_proj", "int8"), ("model.layers.0.*", "q4_k_m"))
+    asked = (("*.down_proj", "int8"), ("model.layers.0.*", "q4_k_m"))
     plain, plan = (Gguf().plan(shaped, Scheme("int4", overrides=given)) for given in ((), asked))
     for before, after in zip(plain.tensors, plan.tensors, strict=True):
-        if len(after.shape) > 1 and after.name.startswith("blk.0."):
+        if "ffn_gate_inp" in after.name:
+            assert after.storage_name == "float32"
+            assert after.note == "llama.cpp keeps what decides about experts in F32"
+        elif len(after.shape) > 1 and after.name.startswith("blk.0."):
             assert after.storage_name in {"Q4_K", "Q5_0", "float16"}  # its rows may not divide into blocks
             assert after.note is None or "do not divide" in after.note
-        elif after.name.endswith("ffn_down.weight"):
+        elif "ffn_down" in after.name:
             assert after.storage_name in {"Q8_0", "float16"}
         else:
             assert after == before
@@ -232,7 +248,7 @@ def test_file_dequantizes_to_what_the_quantizer_said(shaped: Checkpoint, tmp_pat
     scheme, quantizer = Scheme("q4_k_m"), Ggml()
     _, tensors = read(export(shaped, scheme, tmp_path / "o"))
     for plan in Gguf().plan(shaped, scheme).tensors:
-        rows = values_of(shaped, plan.sources[0])
+        rows = np.concatenate([values_of(shaped, source) for source in plan.sources])
         if isinstance(plan.storage, BlockGrid):
             expected = quantizer.dequantize(quantizer.quantize(rows, plan.storage))
         else:
@@ -249,7 +265,8 @@ def test_plan_says_what_the_file_holds(shaped: Checkpoint, tmp_path: Path) -> No
     for tensor in plan.tensors:
         assert tensor.nbytes == tensors[tensor.name].n_bytes
         assert tuple(reversed(tensors[tensor.name].shape.tolist())) == tensor.shape
-        assert (tensor.note is None) == (tensors[tensor.name].tensor_type.name in {"F32", "Q3_K"})
+        as_usual = tensors[tensor.name].tensor_type.name in {"F32", "Q3_K"} and "ffn_gate_inp" not in tensor.name
+        assert (tensor.note is None) == as_usual
     assert {s for t in plan.tensors for s in t.sources} == set(shaped.tensors)
 
 

@@ -8,9 +8,9 @@ import sys
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 
+from artifacts import onnx_logits
 from checkpoints import make_checkpoint
 from edgekiln.checkpoint import EMBEDDED, open_checkpoint
 from edgekiln.device import ANY_CPU, Device
@@ -164,19 +164,6 @@ def stored_weights(checkpoint, plan, directory):
     return weights
 
 
-def onnx_logits(checkpoint, directory, ids):
-    session = onnxruntime.InferenceSession(directory / MODEL_FILE, providers=["CPUExecutionProvider"])
-    config = checkpoint.config
-    inputs = {i.name: i.type for i in session.get_inputs()}
-    dtype = np.float16 if inputs["past_key_values.0.key"] == "tensor(float16)" else np.float32
-    past = np.zeros((1, config.num_kv_heads, 0, config.head_dim), dtype)
-    feeds = {name: past for name in inputs if name.startswith("past")}
-    if "position_ids" in inputs:
-        feeds["position_ids"] = np.arange(len(ids))[None]
-    feeds |= {"input_ids": np.array([ids], np.int64), "attention_mask": np.ones((1, len(ids)), np.int64)}
-    return session.run(["logits"], feeds)[0][0]
-
-
 def log_softmax(logits):
     shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
@@ -195,7 +182,7 @@ def test_onnx_runtime_computes_the_model_that_the_file_holds(checkpoint, scheme,
         pytest.skip("Transformers has one tensor for a tied pair; the untied model covers two precisions")
     ids = [5, 17, 300, 4000, 17, 2, 9, 1000]
     reference = reference_logits(checkpoint, weights, ids)
-    artifact = onnx_logits(checkpoint, tmp_path / "out", ids)
+    artifact = onnx_logits(tmp_path / "out", checkpoint.config, ids)
     # Integer kernels quantize their activations to int8; everything else is float32 arithmetic.
     limit = 1e-3 if any(isinstance(tensor.storage, IntegerGrid) for tensor in plan.tensors) else 1e-6
     assert mean_kld(reference, artifact) < limit
@@ -279,6 +266,8 @@ def test_genai_config_says_what_the_checkpoint_says():
 GRAPH_DIGESTS = {
     # A change means another mobius or ONNX IR: run the parity tests of a real checkpoint before renewing it.
     "qwen2": "f5712b7d9fe8bf20",
+    "qwen2_moe": "be58896bec246481",
+    "qwen3_moe": "ce564b9127171a62",
     "qwen3": "a9a0b7f8cc4f9637",
 }
 
@@ -299,7 +288,7 @@ REFUSED = {
     "one part of three fused ones": (
         Scheme("int4", overrides=(("*.q_proj", "int8"),)),
         UsageError,
-        "are one tensor in the graph, so an override gives all of them one precision",
+        "are one tensor in the artifact, so an override gives all of them one precision",
     ),
     "nothing has such a name": (Scheme("int4", overrides=(("*.experts", "int8"),)), UsageError, "matches none of"),
     "no such override": (Scheme("int4", overrides=(("*", "q4_k_m"),)), UnsupportedError, "ONNX does not hold q4_k_m"),
@@ -366,7 +355,7 @@ def test_an_artifact_for_a_graphics_card_holds_and_computes_the_same_in_float16(
     if checkpoint.config.tie_word_embeddings and HEAD in weights:
         pytest.skip("Transformers has one tensor for a tied pair; the untied model covers two precisions")
     ids = [5, 17, 300, 4000, 17, 2, 9, 1000]
-    artifact = onnx_logits(checkpoint, tmp_path / "out", ids)
+    artifact = onnx_logits(tmp_path / "out", checkpoint.config, ids)
     assert artifact.dtype == np.float16
     limit = 1e-3 if any(isinstance(tensor.storage, IntegerGrid) for tensor in plan.tensors) else 1e-5
     reference = reference_logits(checkpoint, weights, ids)

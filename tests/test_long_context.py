@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-from numpy.typing import NDArray
 
-from artifacts import gguf_file, llama_logits
+from artifacts import gguf_file, llama_logits, onnx_logits, transformers_logits
 from checkpoints import make_checkpoint
 from edgekiln.checkpoint import Checkpoint, open_checkpoint
 from edgekiln.errors import UnsupportedError
@@ -54,30 +52,14 @@ def make(directory: Path, family: str, config: dict[str, Any]) -> Checkpoint:
     return open_checkpoint(str(directory))
 
 
-def transformers_logits(checkpoint: Checkpoint) -> NDArray[np.float32]:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=torch.float32, attn_implementation="sdpa")
-    with torch.no_grad():
-        logits: NDArray[np.float32] = model(torch.tensor([TOKENS])).logits[0].numpy()
-    return logits
-
-
-def onnx_logits(checkpoint: Checkpoint, directory: Path) -> NDArray[np.float32]:
-    session, config = onnxruntime.InferenceSession(directory / "model.onnx"), checkpoint.config
-    past = np.zeros((1, config.num_kv_heads, 0, config.head_dim), np.float32)
-    feeds = {entry.name: past for entry in session.get_inputs() if entry.name.startswith("past")}
-    feeds |= {"input_ids": np.array([TOKENS], np.int64), "attention_mask": np.ones((1, len(TOKENS)), np.int64)}
-    logits: NDArray[np.float32] = session.run(["logits"], feeds)[0][0]
-    return logits
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 def test_onnx_runtime_computes_what_transformers_does(tmp_path: Path, family: str, name: str) -> None:
     checkpoint = make(tmp_path / "c", family, CONFIGS[name])
     export(checkpoint, "onnx", Scheme("fp16"), tmp_path / "o")
-    expected, found = transformers_logits(checkpoint), onnx_logits(checkpoint, tmp_path / "o")
+    expected, found = (
+        transformers_logits(checkpoint.directory, TOKENS),
+        onnx_logits(tmp_path / "o", checkpoint.config, TOKENS),
+    )
     assert np.abs(found - expected).max() < 0.005 * expected.std()
 
 
@@ -89,17 +71,20 @@ def test_llama_cpp_computes_what_transformers_does_within_the_context_that_the_f
     export(checkpoint, "gguf", Scheme("fp16"), tmp_path / "o")
     context = 24 if name in WINDOWS else 256
     tokens = TOKENS[:context]
-    expected, found = transformers_logits(checkpoint)[:context], llama_logits(gguf_file(tmp_path / "o"), tokens)
+    expected, found = (
+        transformers_logits(checkpoint.directory, TOKENS)[:context],
+        llama_logits(gguf_file(tmp_path / "o"), tokens),
+    )
     assert np.abs(found - expected).max() < 0.02 * expected.std()
     assert len(EXPORTERS["gguf"].plan(checkpoint, Scheme("fp16")).notes) == (name in WINDOWS)
-    beyond = llama_logits(gguf_file(tmp_path / "o"), TOKENS) - transformers_logits(checkpoint)
+    beyond = llama_logits(gguf_file(tmp_path / "o"), TOKENS) - transformers_logits(checkpoint.directory, TOKENS)
     assert (np.abs(beyond).max() > expected.std()) == (name in WINDOWS)  # where the note matters
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_reference_computes_what_transformers_does(tmp_path: Path, family: str, name: str) -> None:
     checkpoint = make(tmp_path / "c", family, CONFIGS[name])
-    expected = transformers_logits(checkpoint)
+    expected = transformers_logits(checkpoint.directory, TOKENS)
     with LayeredModel(checkpoint, threads=1, memory_bytes=1 << 30) as model:
         found = np.concatenate([logits.copy() for _, _, logits in model.logits([TOKENS])])
         assert np.abs(found - expected).max() < 0.001 * expected.std()  # weights rounded to fp16

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from edgekiln.errors import CheckpointError, UnsupportedError
-from edgekiln.families import FAMILIES
+from edgekiln.families import READINGS
 from edgekiln.model_config import parse_config
 
 BASE = {
@@ -28,7 +28,7 @@ def parse(tmp_path, generation=None, **changes):
     (tmp_path / "config.json").write_text(json.dumps(config))
     if generation is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(generation))
-    return parse_config(tmp_path, FAMILIES)
+    return parse_config(tmp_path, READINGS)
 
 
 def test_layouts_of_transformers_4_and_5_mean_the_same(tmp_path):
@@ -120,7 +120,10 @@ def test_a_contradiction_is_one_sentence_with_the_file(tmp_path, changes, messag
 
 
 UNSUPPORTED = {
-    "other architecture": ({"model_type": "llama"}, "'llama' model; Edgekiln supports qwen2, qwen3"),
+    "other architecture": (
+        {"model_type": "llama"},
+        "'llama' model; Edgekiln supports qwen2, qwen2_moe, qwen3, qwen3_moe",
+    ),
     "another scaling": ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic'.*it knows 'yarn'"),
     "another scaling, transformers 5": ({"rope_parameters": {"rope_type": "llama3"}}, "'llama3'"),
     "yarn with a factor of its own": ({"rope_scaling": {**YARN, "attention_factor": 2.0}}, "attention_factor"),
@@ -145,10 +148,10 @@ def test_what_is_not_exported_is_unsupported(tmp_path, changes, message):
 def test_unreadable_json_is_one_sentence(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        parse_config(tmp_path, FAMILIES)
+        parse_config(tmp_path, READINGS)
 
 
 def test_a_config_that_is_a_directory_is_one_sentence(tmp_path):
     (tmp_path / "config.json").mkdir()
     with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
-        parse_config(tmp_path, FAMILIES)
+        parse_config(tmp_path, READINGS)

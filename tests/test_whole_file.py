@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from gguf import GGUFReader
 
 from checkpoints import make_checkpoint
 from edgekiln.checkpoint import open_checkpoint
 from edgekiln.exporters.gguf_mix import MIXES
+from edgekiln.families import FAMILIES
 from edgekiln.pipelines.export import export
 from edgekiln.scheme import Scheme
 from foreign import converted, quantized, why_no_converter
@@ -34,6 +36,20 @@ MODELS: dict[str, dict[str, Any]] = {
         "tied": False,
         "config": {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 512}},
     },
+    "qwen2_moe 896, untied": {
+        "model_type": "qwen2_moe",
+        "hidden_size": 896,
+        "num_heads": 14,
+        "tied": False,
+        "config": {"moe_intermediate_size": 256, "shared_expert_intermediate_size": 320},
+    },
+    "qwen3_moe 1024, sharded, eight experts": {
+        "model_type": "qwen3_moe",
+        "hidden_size": 1024,
+        "num_layers": 2,
+        "shards": 3,
+        "config": {"num_experts": 8},
+    },
 }
 #: Keys of which the two tools say different things, and why ours does.
 OURS_ALONE = {
@@ -54,7 +70,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def without_architecture(key: str) -> str:
-    return key.split(".", 1)[1] if key.split(".", 1)[0] in {"qwen2", "qwen3"} else key
+    return key.split(".", 1)[1] if key.split(".", 1)[0] in {f.gguf_architecture for f in FAMILIES.values()} else key
 
 
 @pytest.fixture(scope="module", params=MODELS.values(), ids=MODELS)
@@ -73,7 +89,8 @@ def test_the_file_is_that_of_llama_cpps_two_steps(checkpoint: Path, tmp_path: Pa
     assert set(tensors) == set(expected)
     for name, tensor in expected.items():
         assert tensors[name].tensor_type == tensor.tensor_type, name
-        assert tensors[name].shape.tolist() == tensor.shape.tolist(), name
+        # The converter writes a matrix of one row as one, the quantizer as a vector, and llama.cpp reads both.
+        assert np.trim_zeros(tensors[name].shape - 1).tolist() == np.trim_zeros(tensor.shape - 1).tolist(), name
         assert tensors[name].data.tobytes() == tensor.data.tobytes(), name
     ours = {without_architecture(key) for key in keys.keys() - expected_keys.keys()}
     theirs_alone = {without_architecture(key) for key in expected_keys.keys() - keys.keys()}

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from edgekiln.errors import ArtifactError, ChildError
-from edgekiln.families import FAMILIES
+from edgekiln.families import READINGS
 from edgekiln.model_config import parse_config
 from edgekiln.process import Json, Limits, Task, run_task, serve
 from edgekiln.validators.base import CheckResult, Finding, Outcome
@@ -46,7 +46,7 @@ def golden(request: Json) -> Json:
     counts = [None if entry.text is None else len(encode(tokenizer, entry.text)) for entry in rendered.renderings]
     return {
         "golden": dataclasses.asdict(rendered),
-        "ends": list(parse_config(directory, FAMILIES).eos_token_ids),
+        "ends": list(parse_config(directory, READINGS).eos_token_ids),
         "prompt": encode(tokenizer, "Ping"),
         "prompt_tokens": counts,
     }

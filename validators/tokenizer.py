@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from edgekiln.errors import ArtifactError
-from edgekiln.families import FAMILIES
+from edgekiln.families import READINGS
 from edgekiln.model_config import parse_config
 from edgekiln.validators.base import CheckResult, Finding
 from edgekiln.validators.hf_tokenizer import encode, load_tokenizer
@@ -284,7 +284,7 @@ def check_tokenizer(artifact: ArtifactTokenizer, directory: Path, texts: Sequenc
         UnsupportedError: The checkpoint is of a family that is not known.
     """
     reference = load_tokenizer(directory)
-    config = parse_config(directory, FAMILIES)
+    config = parse_config(directory, READINGS)
     checks: tuple[tuple[str, Callable[[], list[CheckResult]]], ...] = (
         ("tokenizer/vocabulary", lambda: [_check_vocabulary(reference, artifact, config.vocab_size)]),
         ("tokenizer/ids", lambda: _compare_ids(reference, artifact.tokenize, texts)),

@@ -15,7 +15,7 @@ from typing import Final
 
 from edgekiln.artifact import sha256_file
 from edgekiln.errors import CheckpointError, EdgekilnError, UsageError, nearest
-from edgekiln.families import FAMILIES, HEAD, Family, expected_tensors
+from edgekiln.families import FAMILIES, HEAD, READINGS, Family, expected_tensors
 from edgekiln.hub import fetch_snapshot, parse_hub_id
 from edgekiln.hub_files import Listener
 from edgekiln.model_config import ModelConfig, parse_config, read_json
@@ -264,7 +264,7 @@ def open_resolved(
     source: str, directory: Path, revision: str | None, *, with_text: bool = True, identity: str | None = None
 ) -> Checkpoint:
     """Open what `resolve` returned for `source`; see `open_checkpoint`. A known identity is not taken again."""
-    config = parse_config(directory, FAMILIES)
+    config = parse_config(directory, READINGS)
     weight_map = _weight_map(directory)
     stored = _merge_shards(directory, _shard_paths(directory, weight_map), weight_map)
     tensors = _check_tensors(directory, config, stored)

@@ -7,8 +7,8 @@ both are read. Everything that the exporters rely on is checked here, once.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -22,11 +22,13 @@ MAX_JSON_BYTES: Final = 16 << 20
 _BYTES_PER_VALUE: Final = 8
 _MISSING: Final = object()
 #: Beyond every Qwen; what is larger is a mistake, or made to exhaust memory (tensor names, rotary tables).
-_LIMITS: Final[Mapping[str, int]] = MappingProxyType({"num_hidden_layers": 1024, "max_position_embeddings": 1 << 21})
+_LIMITS: Final[Mapping[str, int]] = MappingProxyType(
+    {"num_hidden_layers": 1024, "max_position_embeddings": 1 << 21, "num_experts": 1024, "num_local_experts": 1024}
+)
 _MAX_INTEGER: Final = 1 << 24
 _MAX_YARN_FACTOR: Final = 64
-#: What Transformers takes where config.json has no head_dim; other families share the hidden size among the heads.
-_HEAD_DIMS: Final[Mapping[str, int]] = MappingProxyType({"qwen3": 128})
+#: Experts of all layers; the largest Qwen3-MoE has 12,032.
+_MAX_EXPERTS: Final = 32_768
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,57 @@ class Yarn:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """A mixture of experts, which stands in some layers where others have one feed-forward network.
+
+    Attributes:
+        count: Experts of a layer.
+        per_token: To how many of them a token goes.
+        intermediate_size: Rows of an expert's gate.
+        normalized: The weights of those that a token goes to are made to add up to 1.
+        layers: Layers that have experts, ascending.
+        shared_intermediate_size: Rows of the gate of the expert that every token goes to; None if there is none.
+    """
+
+    count: int
+    per_token: int
+    intermediate_size: int
+    normalized: bool
+    layers: tuple[int, ...]
+    shared_intermediate_size: int | None = None
+
+
+@dataclass(frozen=True)
+class ExpertDefaults:
+    """What Transformers takes of a family's experts where config.json says nothing; see `Experts`."""
+
+    count: int
+    per_token: int
+    intermediate_size: int
+    shared_intermediate_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the config.json of a family is read: what Transformers takes where it says nothing, and what is refused.
+
+    Attributes:
+        head_dim: Size of a head; None where the heads share the hidden size.
+        reads_layer_types: The layers with a sliding window may be listed.
+        windowed: Tells of a layer and `max_window_layers` whether it has a window where windows are used and no list
+            says which.
+        experts: Its experts; None for a family without.
+        refused: Keys that must have one value, with that and the reason.
+    """
+
+    head_dim: int | None = None
+    reads_layer_types: bool = True
+    windowed: Callable[[int, int], bool] = lambda layer, before: layer >= before
+    experts: ExpertDefaults | None = None
+    refused: Mapping[str, tuple[bool, str]] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The hyper-parameters of a Qwen decoder.
 
@@ -80,6 +133,7 @@ class ModelConfig:
         sliding_layers: Layers with a window, ascending.
         eos_token_ids: All tokens that end a generation, the chat's end-of-turn token first.
         raw: config.json as read, for frameworks that want it whole.
+        experts: The mixtures of experts; None if no layer has one.
     """
 
     model_type: str
@@ -102,10 +156,15 @@ class ModelConfig:
     yarn: Yarn | None = None
     sliding_window: int | None = None
     sliding_layers: tuple[int, ...] = ()
+    experts: Experts | None = None
 
     def window_of(self, layer: int) -> int | None:
         """Return how many tokens a layer looks back on, the current one included; None for all."""
         return self.sliding_window if layer in self.sliding_layers else None
+
+    def experts_of(self, layer: int) -> Experts | None:
+        """Return the experts of a layer; None if it has one feed-forward network."""
+        return self.experts if self.experts is not None and layer in self.experts.layers else None
 
 
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, object]:
@@ -240,13 +299,14 @@ def _context(config: _Fields, yarn: Yarn | None) -> int:
     return context
 
 
-def _sliding(config: _Fields, layers: int) -> tuple[int | None, tuple[int, ...]]:
-    """Return the window and the layers that have one, as Transformers reads them for Qwen2 and Qwen3."""
-    kinds = config.values.get("layer_types")
+def _sliding(config: _Fields, reading: Reading, layers: int) -> tuple[int | None, tuple[int, ...]]:
+    """Return the window and the layers that have one, as Transformers reads them."""
+    kinds = config.values.get("layer_types") if reading.reads_layer_types else None
     if kinds is None:
         if not config.flag("use_sliding_window", False):
             return None, ()
-        chosen = tuple(range(config.count("max_window_layers", 28), layers))
+        before = config.count("max_window_layers", 28)
+        chosen = tuple(layer for layer in range(layers) if reading.windowed(layer, before))
     else:
         known = {"full_attention", "sliding_attention"}
         if not isinstance(kinds, list) or len(kinds) != layers or not known.issuperset(map(str, kinds)):
@@ -261,7 +321,40 @@ def _sliding(config: _Fields, layers: int) -> tuple[int | None, tuple[int, ...]]
     return (config.positive("sliding_window", 4096), chosen) if chosen else (None, ())
 
 
-def _check_supported(config: _Fields, supported: Mapping[str, object]) -> str:
+def _experts(config: _Fields, usual: ExpertDefaults, layers: int) -> Experts | None:
+    """Return the experts and the layers that have them."""
+    step = config.count("decoder_sparse_step", 1)
+    dense = config.values.get("mlp_only_layers") or []
+    if not isinstance(dense, list) or not all(type(layer) is int and 0 <= layer < layers for layer in dense):
+        raise CheckpointError(f"{config.path}: mlp_only_layers must be a list of layers from 0 to {layers - 1}")
+    key = "num_local_experts" if config.values.get("num_experts") is None else "num_experts"
+    count = config.count(key, usual.count)
+    if step == 0 and count:
+        raise CheckpointError(f"{config.path}: decoder_sparse_step is 0, but must be positive")
+    sparse = tuple(layer for layer in range(layers) if count and (layer + 1) % step == 0 and layer not in dense)
+    if not sparse:
+        return None
+    if len(sparse) * count > _MAX_EXPERTS:
+        raise CheckpointError(
+            f"{config.path}: {key} is {count} in each of {len(sparse)} layers, but at most {_MAX_EXPERTS} experts are "
+            "read in all"
+        )
+    per_token = config.positive("num_experts_per_tok", usual.per_token)
+    if per_token > count:
+        raise CheckpointError(f"{config.path}: num_experts_per_tok is {per_token}, but {key} only {count}")
+    shared = usual.shared_intermediate_size
+    return Experts(
+        count=count,
+        per_token=per_token,
+        intermediate_size=config.positive("moe_intermediate_size", usual.intermediate_size),
+        normalized=config.flag("norm_topk_prob", False),
+        layers=sparse,
+        shared_intermediate_size=None if shared is None else config.positive("shared_expert_intermediate_size", shared),
+    )
+
+
+def _check_supported(config: _Fields, supported: Mapping[str, Reading]) -> Reading:
+    """Return how the file is to be read."""
     model_type = config.text("model_type")
     if model_type not in supported:
         raise UnsupportedError(
@@ -269,19 +362,21 @@ def _check_supported(config: _Fields, supported: Mapping[str, object]) -> str:
         )
     if (activation := config.text("hidden_act", "silu")) != "silu":
         raise UnsupportedError(f"{config.path} has hidden_act {activation!r}; Edgekiln exports 'silu'")
-    if model_type == "qwen3" and config.flag("attention_bias", False):
-        raise UnsupportedError(f"{config.path} has attention_bias, which no published Qwen3 uses and no runtime maps")
+    reading = supported[model_type]
+    for key, (wanted, why) in reading.refused.items():
+        if (found := config.flag(key, wanted)) is not wanted:
+            raise UnsupportedError(f"{config.path} has {key} {str(found).lower()}, which {why}")
     if config.values.get("quantization_config"):
         raise UnsupportedError(f"{config.path} is quantized already; start from the unquantized checkpoint")
-    return model_type
+    return reading
 
 
-def parse_config(directory: Path, supported: Mapping[str, object]) -> ModelConfig:
+def parse_config(directory: Path, supported: Mapping[str, Reading]) -> ModelConfig:
     """Return the configuration of the checkpoint in `directory`.
 
     Args:
         directory: Holds config.json and, if there is one, generation_config.json.
-        supported: A mapping whose keys are the known model types.
+        supported: How the file of each known model type is read.
 
     Raises:
         CheckpointError: A file is missing, malformed or contradicts itself.
@@ -290,12 +385,12 @@ def parse_config(directory: Path, supported: Mapping[str, object]) -> ModelConfi
     config = _Fields(directory / "config.json", read_json(directory / "config.json"))
     generation_path = directory / "generation_config.json"
     generation = _Fields(generation_path, read_json(generation_path) if generation_path.exists() else {})
-    model_type = _check_supported(config, supported)
+    reading = _check_supported(config, supported)
     hidden, heads = config.positive("hidden_size"), config.positive("num_attention_heads")
     kv_heads = config.positive("num_key_value_heads", heads)
     if heads % kv_heads:
         raise CheckpointError(f"{config.path}: {heads} attention heads do not divide by {kv_heads} key-value heads")
-    usual = _HEAD_DIMS.get(model_type)
+    usual = reading.head_dim
     if config.values.get("head_dim") is None and usual is None and hidden % heads:
         raise CheckpointError(f"{config.path}: hidden_size {hidden} does not divide by {heads} attention heads")
     head_dim = config.positive("head_dim", usual or hidden // heads)
@@ -310,9 +405,9 @@ def parse_config(directory: Path, supported: Mapping[str, object]) -> ModelConfi
         )
     pad = generation.optional_int("pad_token_id")
     layers, (theta, yarn) = config.positive("num_hidden_layers"), _rope(config)
-    window, sliding_layers = _sliding(config, layers)
+    window, sliding_layers = _sliding(config, reading, layers)
     return ModelConfig(
-        model_type=model_type,
+        model_type=config.text("model_type"),
         hidden_size=hidden,
         intermediate_size=config.positive("intermediate_size"),
         num_layers=layers,
@@ -339,4 +434,5 @@ def parse_config(directory: Path, supported: Mapping[str, object]) -> ModelConfi
         yarn=yarn,
         sliding_window=window,
         sliding_layers=sliding_layers,
+        experts=None if reading.experts is None else _experts(config, reading.experts, layers),
     )

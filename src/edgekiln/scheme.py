@@ -24,6 +24,8 @@ LEAST_SPLIT: Final = 1_000_000
 #: How many names the braces of one pattern may stand for.
 _MAX_EXPANSIONS: Final = 1000
 _WEIGHT: Final = ".weight"
+#: Matrices that an error names before it stops.
+_MOST_NAMED: Final = 4
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,21 @@ def overridden(scheme: Scheme, matrices: Sequence[str]) -> tuple[Scheme, dict[st
     embedding = found.pop(EMBEDDING, scheme.embedding_precision)
     head = found.pop(HEAD, scheme.head_precision)
     return dataclasses.replace(scheme, embedding_precision=embedding, head_precision=head), found
+
+
+def one_precision(sources: Sequence[str], overrides: Mapping[str, str]) -> str | None:
+    """Return the precision of its own that a tensor has, which is made of several matrices; None if it has none.
+
+    Raises:
+        UsageError: They have different ones.
+    """
+    wanted = {overrides.get(source) for source in sources}
+    if len(wanted) > 1:
+        named = ", ".join(sources if len(sources) <= _MOST_NAMED else (*sources[: _MOST_NAMED - 1], "and others"))
+        raise UsageError(
+            f"{named} are one tensor in the artifact, so an override gives all of them one precision or none"
+        )
+    return wanted.pop()
 
 
 def _matching(pattern: str, names: Sequence[str]) -> list[str]:
