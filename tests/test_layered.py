@@ -118,11 +118,16 @@ def gather(model: LayeredModel, sequences: list[list[int]]) -> list[NDArray[np.f
     return [np.concatenate(chunks) if chunks else np.empty((0, VOCAB_SIZE), np.float32) for chunks in rows]
 
 
+EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2 tied": ("qwen2", {"tied": True}),
     "qwen2 untied, sharded": ("qwen2", {"tied": False, "shards": 3}),
     "qwen3 tied, float16": ("qwen3", {"tied": True, "dtype": "F16"}),
     "qwen3 untied, sharded, float32": ("qwen3", {"tied": False, "shards": 2, "dtype": "F32"}),
+    "qwen2_moe, tied": ("qwen2_moe", {"tied": True, "config": EXPERTS | {"shared_expert_intermediate_size": 80}}),
+    "qwen2_moe, a dense layer": ("qwen2_moe", {"tied": False, "config": EXPERTS | {"mlp_only_layers": [1]}}),
+    "qwen3_moe, sharded": ("qwen3_moe", {"tied": False, "shards": 3, "config": EXPERTS}),
+    "qwen3_moe, not normalized": ("qwen3_moe", {"config": EXPERTS | {"norm_topk_prob": False}}),
 }
 
 
@@ -310,6 +315,30 @@ def test_activations_are_what_matrices_are_multiplied_with(small: Checkpoint) ->
         np.testing.assert_allclose(np.concatenate(seen.rows[name]), np.concatenate(rows), rtol=0, atol=1e-4)
         assert max(map(len, seen.rows[name])) <= 128
         assert len(seen.rows[name]) == before[name]
+
+
+def test_experts_are_told_of_the_positions_that_go_to_them(tmp_path: Path) -> None:
+    import torch
+
+    checkpoint = opened(tmp_path / "model", "qwen3_moe", config=EXPERTS)
+    full, ids, seen = full_model(checkpoint), random_ids(100)[0], Listener()
+    sent: dict[int, tuple[Any, Any]] = {}
+    for layer, module in enumerate(full.model.layers):
+        module.mlp.experts.register_forward_pre_hook(
+            lambda _, inputs, layer=layer: sent.update({layer: inputs[:2]})  # returns None: nothing is changed
+        )
+    with torch.inference_mode():
+        full(torch.tensor([ids]))
+    with LayeredModel(checkpoint, threads=1, memory_bytes=least(checkpoint)) as model:
+        model.activations([ids], seen)
+    for layer, (states, chosen) in sent.items():
+        for expert in range(5):
+            rows = states[(chosen == expert).any(-1)].numpy()
+            prefix = f"model.layers.{layer}.mlp.experts.{expert}."
+            for part in ("gate_proj", "up_proj"):
+                np.testing.assert_allclose(np.concatenate(seen.rows[f"{prefix}{part}.weight"]), rows, atol=1e-4)
+            assert np.concatenate(seen.rows[f"{prefix}down_proj.weight"]).shape == (len(rows), 48)
+    assert set(seen.rows) == {n for n, t in checkpoint.tensors.items() if len(t.shape) == 2 and "mlp.gate." not in n}
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from edgekiln.model_config import ModelConfig
 from edgekiln.safetensors import TensorInfo
 from edgekiln.validators.base import LOGIT_CHUNK
 from edgekiln.validators.layer_weights import PIECE_WEIGHTS, Part, RoundedWeights, Rounding, piece_rows
+from edgekiln.validators.layered_experts import compute, expert_modules, parameter_shapes, slots
 
 #: Told the name of a matrix, as in the checkpoint, and what it is multiplied with: float32 [positions, columns].
 Observer: TypeAlias = Callable[[str, NDArray[np.float32]], None]
@@ -78,12 +79,18 @@ def _slice_rows(head: TensorInfo) -> int:
 def _working_bytes(config: ModelConfig) -> int:
     """Return what a block of positions takes inside a layer, at most."""
     attention = config.num_heads * config.head_dim
-    return 4 * _BLOCK * (3 * config.intermediate_size + 4 * config.hidden_size + 4 * attention)
+    inner = config.intermediate_size
+    if (experts := config.experts) is not None:  # each token goes to several, one after another, and to the shared one
+        inner = max(inner, experts.intermediate_size, experts.shared_intermediate_size or 0)
+    return 4 * _BLOCK * (3 * inner + 4 * config.hidden_size + 4 * attention)
 
 
 def _layer_bytes(checkpoint: Checkpoint) -> int:
-    outside = sum(checkpoint.tensors[name].elements for name in {EMBEDDING, FINAL_NORM, _head_name(checkpoint)})
-    return 4 * (checkpoint.weight_count - outside) // checkpoint.config.num_layers
+    """Return what the weights of a layer take; of a model with two kinds of layers, one of each."""
+    config = checkpoint.config
+    kinds = {config.experts_of(layer) is None: layer for layer in range(config.num_layers)}
+    names = (name for layer in kinds.values() for name in checkpoint.family.layer_tensors(config, layer))
+    return 4 * sum(checkpoint.tensors[name].elements for name in names)
 
 
 def _fixed_bytes(checkpoint: Checkpoint) -> int:
@@ -157,7 +164,7 @@ def _skeleton(checkpoint: Checkpoint) -> Any:
     built = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     if checkpoint.config.tie_word_embeddings:
         built.pop(HEAD, None)
-    if built != {name: tensor.shape for name, tensor in checkpoint.tensors.items()}:
+    if built != parameter_shapes({name: tensor.shape for name, tensor in checkpoint.tensors.items()}):
         raise CheckpointError(
             f"{checkpoint.directory / 'config.json'} makes Transformers build other tensors than the checkpoint has; "
             "fetch it again"
@@ -211,12 +218,16 @@ class _Layer:
         import torch
 
         self.module, self.loaded, self.window, self._tensors = module, False, window, tensors
+        self._observe: Observer | None = None
         module.load_state_dict(buffers, assign=True)
         for part in module.modules():
             if isinstance(part, torch.nn.Linear):
                 part.forward = functools.partial(_linear, part)
+        for part in expert_modules(module):
+            part.forward = functools.partial(compute, part, _product, self._tell_expert)
+        placed = slots({name: tensor.shape for name, tensor in tensors.items()})
         self.parts = [
-            Part(tensor, 0, buffers[name].numpy().reshape(tensor.rows, tensor.columns))
+            Part(tensor, 0, buffers[placed[name].parameter].numpy()[placed[name].index].reshape(-1, tensor.columns))
             for name, tensor in tensors.items()
         ]
 
@@ -230,7 +241,13 @@ class _Layer:
                 if observe is not None and isinstance(part, torch.nn.Linear):
                     tell = functools.partial(_tell, observe, self._tensors[f"{name}.weight"].name)
                     stack.callback(part.register_forward_pre_hook(tell).remove)
+            self._observe = observe
             yield
+        self._observe = None
+
+    def _tell_expert(self, expert: int, part: str, states: Any) -> None:
+        if self._observe is not None:
+            self._observe(self._tensors[f"mlp.experts.{expert}.{part}.weight"].name, states.numpy())
 
 
 def _product(states: Any, weights: Any) -> Any:
@@ -259,7 +276,8 @@ def _tell(observe: Observer, name: str, _module: object, inputs: tuple[Any, ...]
 def _buffers(tensors: dict[str, TensorInfo]) -> dict[str, Any]:
     import torch
 
-    return {name: torch.empty(tensor.shape, dtype=torch.float32) for name, tensor in tensors.items()}
+    shapes = parameter_shapes({name: tensor.shape for name, tensor in tensors.items()})
+    return {name: torch.empty(shape, dtype=torch.float32) for name, shape in shapes.items()}
 
 
 class LayeredModel:
@@ -343,8 +361,9 @@ class LayeredModel:
     def activations(self, sequences: Sequence[Sequence[int]], observe: Observer) -> None:
         """Call `observe` with what every matrix is multiplied with, layer by layer, in blocks of positions.
 
-        Matrices with the same input are told of each; a tied head goes by the name of the embeddings. The array is
-        valid until `observe` returns.
+        Matrices with the same input are told of each; an expert is told of the positions that go to it, and routers,
+        which nothing quantizes, are left out. A tied head goes by the name of the embeddings. The array is valid until
+        `observe` returns.
 
         Args:
             sequences: Token ids.
@@ -387,18 +406,18 @@ class LayeredModel:
 
     def _make_layers(self, model: Any, decoder: Any) -> list[_Layer]:
         """Give every layer its buffers: own ones, or those that all layers share whose weights do not stay."""
-        names = {module: name for name, module in model.named_modules()}
+        names = {module: f"{name}." for name, module in model.named_modules()}
+        checkpoint, config = self._checkpoint, self._checkpoint.config
         layers: list[_Layer] = []
-        shared: dict[str, Any] | None = None
+        shared: dict[bool, dict[str, Any]] = {}
         for number, module in enumerate(decoder.layers):
-            tensors = {
-                name: self._checkpoint.tensors[f"{names[module]}.{name}"] for name, _ in module.named_parameters()
-            }
-            if number < self._plan.layers:
-                buffers = _buffers(tensors)
-            else:
-                buffers = shared = shared or _buffers(tensors)
-            layers.append(_Layer(module, tensors, buffers, self._checkpoint.config.window_of(number)))
+            own = checkpoint.family.layer_tensors(config, number)
+            tensors = {name.removeprefix(names[module]): checkpoint.tensors[name] for name in own}
+            is_dense = config.experts_of(number) is None
+            buffers = shared.get(is_dense) or _buffers(tensors)
+            if number >= self._plan.layers:
+                shared[is_dense] = buffers
+            layers.append(_Layer(module, tensors, buffers, config.window_of(number)))
         return layers
 
     def _check(self, sequences: Sequence[Sequence[int]], more: int) -> None:
