@@ -8,6 +8,7 @@ the same rows to the same type by that type's own kernel.
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,6 +58,8 @@ _WORST_ROWS: Final = 32
 #: Weights that one thread compares before it takes other ones.
 _JOB_WEIGHTS: Final = 1 << 24
 _WORST_TENSORS: Final = 10
+#: Tensors of one shape that one which differs is compared with.
+_MOST_OTHERS: Final = 400
 #: Findings of one id that are listed one by one.
 _MAX_FINDINGS: Final = 200
 #: A factor that differs by less is not told from rounding.
@@ -270,7 +273,7 @@ class _Auditor:
 
     def _fits(self, weight: Weight, infos: Sequence[TensorInfo]) -> bool:
         expected = (sum(info.shape[0] for info in infos), *infos[0].shape[1:])
-        if weight.shape == expected:
+        if expected in {weight.shape, (1, *weight.shape)}:
             return True
         names = " + ".join(info.name for info in infos)
         detail = f"has shape {list(weight.shape)}, but {names} has {list(expected)}"
@@ -374,8 +377,11 @@ class _Auditor:
 
     def _cause(self, suspect: Suspect) -> Cause | None:
         source = suspect.piece.source
+        layer, part = split_layer(source.name)
         others = [info for info in self.by_shape[source.shape] if info.name != source.name]
-        return find_cause(suspect, self.reader, others, self.checkpoint.config.head_dim)
+        if len(others) > _MOST_OTHERS:  # of many experts, those that are most likely taken for each other
+            others.sort(key=lambda info: sum(map(operator.ne, split_layer(info.name), (layer, part))))
+        return find_cause(suspect, self.reader, others[:_MOST_OTHERS], self.checkpoint.config.head_dim)
 
     def _far_rows(self, item: _Measured) -> tuple[Cause, Severity] | None:
         """Look at the rows that differ most; some may be wrong where the tensor as a whole is not."""
@@ -541,7 +547,8 @@ def _layers(measured: Sequence[_Measured]) -> tuple[LayerErrors, ...]:
         layer, part = split_layer(item.piece.source.name)
         if item.piece.weight.use == "head":
             part = "lm_head"
-        errors.setdefault(layer, {})[part] = item.sums.relative_error
+        of_layer = errors.setdefault(layer, {})
+        of_layer[part] = max(of_layer.get(part, 0.0), item.sums.relative_error)  # that of the worst expert
     ordered = sorted(errors, key=lambda layer: (layer is None, layer or 0))
     return tuple(LayerErrors(layer, errors[layer]) for layer in ordered)
 

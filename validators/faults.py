@@ -34,6 +34,7 @@ FIXES: Final[Mapping[str, str]] = MappingProxyType(
         "metadata/hidden_size": "write the checkpoint's hidden_size",
         "metadata/intermediate_size": "write the checkpoint's intermediate_size",
         "metadata/heads": "write the checkpoint's num_attention_heads and num_key_value_heads",
+        "metadata/experts": "export from this checkpoint, with its num_experts, num_experts_per_tok and norm_topk_prob",
         "metadata/head_dim": "write the checkpoint's head_dim, which may differ from hidden_size / num_attention_heads",
         "metadata/norm_epsilon": "write the checkpoint's rms_norm_eps into every normalization",
         "metadata/rope_base": "write the checkpoint's rope_theta, or compute the rotary tables from it",

@@ -206,6 +206,10 @@ _KNOWN: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
             "The runtime cuts texts off too early, or runs beyond what the model was trained for.",
         ),
         "metadata/eos": ("An end-of-turn token does not stop generation", "Replies run on into invented turns."),
+        "metadata/experts": (
+            "The experts are others, or count otherwise",
+            "Tokens go to other experts than the model was trained with, or these count too much or too little.",
+        ),
         "metadata/head_dim": (
             "The heads of attention have another width",
             "Queries and keys are split in the wrong places.",

@@ -92,6 +92,28 @@ class IntegerTable:
         )  # fmt: skip
 
     @classmethod
+    def of_experts(cls, attributes: Mapping[str, int], bits: int, parts: Mapping[str, Part]) -> Self:
+        """Return what a QMoE reads as one of its matrices: those of all experts, one below the other.
+
+        Raises:
+            ArtifactError: Its shape is impossible.
+        """
+        codes = parts["codes"]
+        if codes.type != "UINT8" or len(codes.shape) != 3:
+            raise ArtifactError(f"{codes.name} is {codes.type} {list(codes.shape)}, which QMoE cannot read as experts")
+        problem = None if bits in _READABLE_BITS else f"codes of {bits} bits are not read"
+        if attributes.get("weights_prepacked", -1) == 1:
+            problem = "experts in a layout of one execution provider are not read"
+        experts, rows, row_bytes = codes.shape
+        columns = row_bytes * 8 // bits if bits in _READABLE_BITS else row_bytes
+        group = attributes.get("block_size", 0) or columns
+        _extents(experts=experts, rows=rows, columns=columns, block_size=group)
+        return cls(
+            experts * rows, columns, bits, group, 1 << (bits - 1), columns, codes, parts["scales"],
+            parts.get("zero_points"), unreadable=problem,
+        )  # fmt: skip
+
+    @classmethod
     def of_lookup(cls, attributes: Mapping[str, int], parts: Mapping[str, Part]) -> Self:
         """Return what a GatherBlockQuantized looks up; its uint8 codes are packed, those of 4-bit types are not.
 

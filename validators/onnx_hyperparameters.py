@@ -53,6 +53,10 @@ _CAUSAL: Final[Mapping[str, str]] = MappingProxyType({"GroupQueryAttention": "ca
 #: Where attention that normalizes queries and keys itself has their weights.
 _NORM_INPUTS: Final[Mapping[str, int]] = MappingProxyType({"GroupQueryAttention": 14, "PagedAttention": 11})
 _QK_EPSILON: Final = 1e-6
+_MIXTURES: Final = frozenset({"MoE", "QMoE"})
+#: Inputs of these: the first matrix of all experts, and weights of experts where they are not the router's.
+_FIRST_MATRIX: Final = 2
+_ROUTER_WEIGHTS: Final = 14
 #: Operators that hand on rows of a table.
 _TRANSPARENT: Final = frozenset({"Gather", "Cast", "Identity", "Unsqueeze", "Squeeze", "Slice"})
 _MOST_STEPS: Final = 8
@@ -87,6 +91,25 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class MixtureNode:
+    """One mixture of experts.
+
+    Attributes:
+        node: Its name.
+        count: Experts, by the first matrix of all of them; None where that is no constant.
+        per_token: To how many of them a token goes.
+        normalized: The weights of those are made to add up to 1.
+        is_silu_gated: Gate and up projection are combined as Qwen does it.
+    """
+
+    node: str
+    count: int | None
+    per_token: int
+    normalized: bool
+    is_silu_gated: bool
+
+
+@dataclass(frozen=True)
 class RotaryTable:
     """Some rows of a pair of tables of cosines and sines.
 
@@ -115,6 +138,7 @@ class GraphParameters:
 
     Attributes:
         attention: Every attention node; empty where the graph has none, or has them in functions.
+        mixtures: Every mixture of experts that is one node.
         epsilons: The nodes that normalize, by their epsilon.
         interleaved: Nodes that rotate interleaved pairs.
         rotary_dims: Nodes that say how much of a head they rotate.
@@ -124,6 +148,7 @@ class GraphParameters:
     """
 
     attention: tuple[Attention, ...]
+    mixtures: tuple[MixtureNode, ...]
     epsilons: Mapping[float, tuple[str, ...]]
     interleaved: tuple[str, ...]
     rotary_dims: Mapping[str, int]
@@ -213,6 +238,38 @@ class _Graph:
                 return None
             name = node.input[0]
         return None
+
+
+def _mixture(graph: _Graph, node: Any) -> MixtureNode:
+    values, texts = _numbers(node), {a.name: bytes(a.s) for a in node.attribute}
+    matrix = graph.table(node.input[_FIRST_MATRIX]) if len(node.input) > _FIRST_MATRIX else None
+    plain = values.get("activation_alpha", 1.0) == 1.0 and values.get("activation_beta", 0.0) == 0.0
+    return MixtureNode(
+        _label(node),
+        int(matrix.dims[0]) if matrix is not None and len(matrix.dims) else None,
+        int(values.get("k", 1)),
+        _is_normalized(graph, node, bool(values.get("normalize_routing_weights"))),
+        texts.get("activation_type") == b"swiglu" and plain and "swiglu_limit" not in values,
+    )
+
+
+def _is_normalized(graph: _Graph, node: Any, asked: bool) -> bool:
+    """Tell whether the weights of a node's experts add up to 1.
+
+    QMoE makes them so unless it is given weights of its own; what multiplies the output with the sum of the largest
+    probabilities undoes it.
+    """
+    weighted = len(node.input) > _ROUTER_WEIGHTS and bool(node.input[_ROUTER_WEIGHTS])
+    if not asked and (node.op_type == "MoE" or weighted):
+        return False
+    for user in graph.model.graph.node:
+        if user.op_type == "Mul" and node.output[0] in user.input:
+            makers = [graph.makers.get(name) for name in user.input if name != node.output[0]]
+            sums = [maker for maker in makers if maker is not None and maker.op_type == "ReduceSum"]
+            summed = [graph.makers.get(maker.input[0]) for maker in sums if maker.input]
+            if any(maker is not None and maker.op_type == "TopK" for maker in summed):
+                return False
+    return True
 
 
 def _composed_epsilon(graph: _Graph, node: Any) -> float | None:
@@ -313,6 +370,7 @@ def read_parameters(root: Path, folder: Path, model: Any) -> GraphParameters:
     shape = logits.type.tensor_type.shape.dim if logits is not None else []
     return GraphParameters(
         () if model.functions else tuple(attention),
+        tuple(_mixture(graph, node) for node in model.graph.node if node.op_type in _MIXTURES),
         MappingProxyType(_epsilons(graph)),
         (
             *(node.node for node in attention if node.interleaved),

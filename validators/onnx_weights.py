@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,14 +19,20 @@ from edgekiln.errors import ArtifactError
 from edgekiln.validators.onnx_grids import CodebookTable, IntegerTable, LinearTable
 from edgekiln.validators.onnx_parts import CODES, FLOATS, Part, read_parts
 from edgekiln.validators.onnx_read import MAX_GRAPH_BYTES
-from edgekiln.validators.weights import Place, Use, Weight, unchanged
+from edgekiln.validators.weights import Place, Rounding, Rows, Use, Weight, unchanged
 
 #: Operators that hand a weight on; a Concat joins several along their rows.
 _PASSING: Final = frozenset({"Identity", "Cast", "Reshape", "Transpose", "Concat", "Squeeze", "Unsqueeze"})
 _PRODUCTS: Final = frozenset({"MatMul", "FusedMatMul", "Gemm"})
-#: Operators whose floating-point inputs are tables of cosines and sines, caches or scales, never weights.
 #: Inputs of GroupQueryAttention that are weights: the norms of queries and keys.
 _ATTENTION_NORMS: Final = frozenset({14, 15})
+#: Inputs of QMoE: the codes of each matrix, behind which its scales are, and its zero points.
+_QMOE_INPUTS: Final = ((2, 11), (5, 12), (8, 13))
+#: The first matrix of MoE.
+_MOE_FIRST: Final = 2
+#: What its `swiglu_fusion` is where rows of gate and up projection alternate.
+_ALTERNATING: Final = 1
+#: Operators whose floating-point inputs are tables of cosines and sines, caches or scales, never weights.
 _NO_WEIGHTS: Final = frozenset({"GroupQueryAttention", "RotaryEmbedding", "If", "Where", "Pow", "Div"})
 #: How many operators may lie between a weight and the one that uses it.
 _MAX_CHAIN: Final = 8
@@ -147,10 +153,24 @@ class _Collector:
                 parts = self._inputs(node, {0: "codes", 2: "scales", 3: "zero_points"})
                 if {"codes", "scales"} <= parts.keys():
                     yield self._weight(parts, IntegerTable.of_lookup(_attributes(node), parts), "embedding")
+            case "QMoE":
+                yield from self._quantized_experts(node)
             case "DequantizeLinear":
                 parts = self._inputs(node, {0: "codes", 1: "scales", 2: "zero_points"})
                 if {"codes", "scales"} <= parts.keys() and parts["codes"].type in CODES:
                     yield from self._linear(node, parts)
+
+    def _quantized_experts(self, node: Any) -> Iterator[Weight]:
+        attributes = _attributes(node)
+        if any(attribute.name == "quant_type" and attribute.s != b"int" for attribute in node.attribute):
+            return  # small floats: their codes are no integers, and what is multiplied with them is not said here
+        for number, (index, zeros) in enumerate(_QMOE_INPUTS, 1):
+            parts = self._inputs(node, {index: "codes", index + 1: "scales", zeros: "zero_points"})
+            if {"codes", "scales"} <= parts.keys():
+                bits = attributes.get(f"fc{number}_expert_weight_bits", 0) or attributes.get("expert_weight_bits", 4)
+                table = IntegerTable.of_experts(attributes, bits, parts)
+                weight = self._weight(parts, table, "matrix")
+                yield _in_order(weight, node, parts["codes"].shape[1]) if number == 1 else weight
 
     def _matrix(self, node: Any, parts: Mapping[str, Part], table: IntegerTable | CodebookTable) -> Weight:
         return self._weight(parts, table, "head" if node.output[0] in self._heads else "matrix")
@@ -185,11 +205,21 @@ class _Collector:
                 yield Weight(part.name, shape, name, "vector", place, rows, rounding)
             return
         if len(shape) > 2:
-            yield Weight(part.name, shape, name, "matrix", place, _nothing, unchanged, 1, "it has three dimensions")
+            yield self._experts(part, shape, name, rounding)
             return
         for use, turned in uses:
             rows = functools.partial(_turned if turned else _straight, part, *shape)
             yield Weight(part.name, shape[::-1] if turned else shape, name, use, place, rows, rounding)
+
+    def _experts(self, part: Part, shape: tuple[int, ...], name: str, rounding: Rounding) -> Weight:
+        """Return plain numbers of three dimensions: the matrices of experts, one below the other."""
+        place = ((part.place, part.nbytes),)
+        nodes = [reading for reading in self._readings(part.name) if reading.node.op_type == "MoE"]
+        if len(shape) != 3 or not nodes or nodes[0].turned:
+            return Weight(part.name, shape, name, "matrix", place, _nothing, unchanged, 1, "it has three dimensions")
+        flat = (shape[0] * shape[1], shape[2])
+        weight = Weight(part.name, flat, name, "matrix", place, functools.partial(_straight, part, *flat), rounding)
+        return _in_order(weight, nodes[0].node, shape[1]) if nodes[0].index == _MOE_FIRST else weight
 
     def _uses(self, name: str) -> set[tuple[Use, bool]]:
         """Return what a tensor is used as, and whether its rows are the columns of the weight."""
@@ -220,6 +250,27 @@ class _Collector:
                     seen.add(node.output[0])
                     pending.append((node.output[0], turned != (node.op_type == "Transpose"), depth + 1))
         return found
+
+
+def _in_order(weight: Weight, node: Any, rows: int) -> Weight:
+    """Return the first matrix of experts with the rows of each gate above those of its up projection.
+
+    Args:
+        weight: As it is stored.
+        node: Reads it; its `swiglu_fusion` of 1 says that the two alternate, and 2 that they do not.
+        rows: Of one expert, both together.
+    """
+    if _attributes(node).get("swiglu_fusion", 0) != _ALTERNATING or rows % 2:
+        return weight
+    return replace(weight, rows=functools.partial(_untangled, weight.rows, rows))
+
+
+def _untangled(read: Rows, rows: int, start: int, stop: int) -> NDArray[np.float32]:
+    expert, place = np.divmod(np.arange(start, stop), rows)
+    stored = expert * rows + np.where(place < rows // 2, 2 * place, 2 * place - rows + 1)
+    first = int(stored.min())
+    found: NDArray[np.float32] = read(first, int(stored.max()) + 1)[stored - first]
+    return found
 
 
 def _vector(part: Part, _start: int, _stop: int) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from edgekiln.errors import ArtifactError
+from edgekiln.families import FAMILIES
 from edgekiln.model_config import ModelConfig
 from edgekiln.validators.base import CheckResult, Finding
 from edgekiln.validators.faults import FaultError, failed, finding, judged, shown
@@ -183,7 +184,7 @@ def _metadata(header: GgufHeader, tensors: Sequence[GgufTensor], config: ModelCo
         return comparison.result("gguf/metadata")
     keys.equal("metadata/layers", "block_count", config.num_layers)
     keys.equal("metadata/hidden_size", "embedding_length", config.hidden_size)
-    keys.equal("metadata/intermediate_size", "feed_forward_length", config.intermediate_size)
+    _feed_forward(keys, config)
     keys.equal("metadata/norm_epsilon", "attention.layer_norm_rms_epsilon", float(config.rms_norm_eps))
     _attention(keys, config)
     _rope(keys, config)
@@ -205,6 +206,27 @@ def _attention(keys: _Keys, config: ModelConfig) -> None:
     keys.equal("metadata/head_dim", "attention.key_length", config.head_dim, default_head)
     keys.equal("metadata/head_dim", "attention.value_length", config.head_dim, default_head)
     keys.absent_or("metadata/causal", "attention.causal", True)
+
+
+def _feed_forward(keys: _Keys, config: ModelConfig) -> None:
+    """Compare the sizes of the networks; how experts weigh llama.cpp knows by the architecture alone."""
+    experts, assumed, cause = config.experts, FAMILIES[config.model_type].gguf_experts, "metadata/experts"
+    if experts is None:
+        keys.equal("metadata/intermediate_size", "feed_forward_length", config.intermediate_size)
+        keys.absent_or(cause, "expert_count", 0)
+        return
+    keys.equal(cause, "expert_count", experts.count)
+    keys.equal(cause, "expert_used_count", experts.per_token)
+    size = "expert_feed_forward_length"
+    keys.equal("metadata/intermediate_size", size, experts.intermediate_size)
+    if experts.shared_intermediate_size is not None:
+        size, shared = "expert_shared_feed_forward_length", experts.shared_intermediate_size
+        keys.equal("metadata/intermediate_size", size, shared, config.intermediate_size)
+    if assumed is not None and assumed.normalized is not experts.normalized:
+        detail = (
+            f"llama.cpp {'makes' if assumed.normalized else 'does not make'} the weights of the chosen experts add "
+        )
+        keys.comparison.problem(cause, keys.architecture, f"{detail}up to 1, unlike the reference")
 
 
 def _rope(keys: _Keys, config: ModelConfig) -> None:

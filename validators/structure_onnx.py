@@ -129,6 +129,7 @@ def _metadata(found: GraphParameters, genai: Mapping[str, Any], config: ModelCon
     comparison.equal("metadata/layers", "number of key and value caches", caches, number, required=False)
     _heads(comparison, found, config)
     _attention(comparison, found, config)
+    _mixtures(comparison, found, config)
     for epsilon, nodes in found.epsilons.items():
         comparison.compared += len(nodes)
         if not same(epsilon, float(config.rms_norm_eps)):
@@ -201,6 +202,22 @@ def _attention(comparison: Comparison, found: GraphParameters, config: ModelConf
             names = tuple(node.node for node in wrong)
             values = f"scale {wrong[0].scale}, window {wrong[0].window}, softcap {wrong[0].softcap}"
             comparison.problem(cause, names[0], f"{_named(names)}: has {what} ({values}), which the reference has not")
+
+
+def _mixtures(comparison: Comparison, found: GraphParameters, config: ModelConfig) -> None:
+    """Compare the mixtures of experts that are nodes; a graph may have them in many nodes, which are not judged."""
+    cause, experts, nodes = "metadata/experts", config.experts, found.mixtures
+    if not nodes:
+        return
+    comparison.equal(cause, "number of mixtures of experts", len(nodes), len(experts.layers) if experts else 0)
+    if experts is None:
+        return
+    _differing(comparison, cause, "number of experts", {n.node: n.count for n in nodes}, experts.count)
+    _differing(comparison, cause, "experts for each token", {n.node: n.per_token for n in nodes}, experts.per_token)
+    normalized = {n.node: n.normalized for n in nodes}
+    _differing(comparison, cause, "whether their weights add up to 1", normalized, experts.normalized)
+    if other := tuple(node.node for node in nodes if not node.is_silu_gated):
+        comparison.problem(cause, other[0], f"{_named(other)}: has another activation than the reference's gated SiLU")
 
 
 def _rope(comparison: Comparison, found: GraphParameters, genai: Mapping[str, Any], config: ModelConfig) -> None:

@@ -18,10 +18,23 @@ from edgekiln.families import EMBEDDING, FINAL_NORM, HEAD
 from edgekiln.validators.weights import Weight
 
 _LAYER: Final = re.compile(r"layers?[._/](\d{1,5})[._/](.+)")
+#: Stands for each expert in turn.
+_ALL: Final = "*"
+_EXPERT: Final = re.compile(r"(?<=experts)\.\d+(?=\.)")
 #: Parts of a layer in the checkpoint by what a name contains; the first that matches counts.
 _IN_LAYER: Final[tuple[tuple[re.Pattern[str], tuple[str, ...]], ...]] = tuple(
     (re.compile(pattern), parts)
     for pattern, parts in (
+        (r"shared_expert_gate", ("mlp.shared_expert_gate",)),
+        (r"shared_expert\W.*gate_up", ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj")),
+        (r"shared_expert\W.*gate_proj", ("mlp.shared_expert.gate_proj",)),
+        (r"shared_expert\W.*up_proj", ("mlp.shared_expert.up_proj",)),
+        (r"shared_expert\W.*down_proj", ("mlp.shared_expert.down_proj",)),
+        (r"experts\W.*gate_up", (f"mlp.experts.{_ALL}.gate_proj", f"mlp.experts.{_ALL}.up_proj")),
+        (r"experts\W.*(gate_proj|fc1|w1)", (f"mlp.experts.{_ALL}.gate_proj",)),
+        (r"experts\W.*(up_proj|fc3|w3)", (f"mlp.experts.{_ALL}.up_proj",)),
+        (r"experts\W.*(down_proj|fc2|w2)", (f"mlp.experts.{_ALL}.down_proj",)),
+        (r"(mlp|moe)\W(gate|router)(\W|$)", ("mlp.gate",)),
         (r"qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
         (r"gate_up", ("mlp.gate_proj", "mlp.up_proj")),
         (r"q_norm", ("self_attn.q_norm",)),
@@ -78,10 +91,13 @@ def dropped_reason(name: str, num_layers: int) -> str | None:
 
 
 def split_layer(source: str) -> tuple[int | None, str]:
-    """Return layer and part of a checkpoint's tensor: `(3, "mlp.up_proj")`; a bias keeps its ending."""
+    """Return layer and part of a checkpoint's tensor: `(3, "mlp.up_proj")`; a bias keeps its ending.
+
+    All experts are one part.
+    """
     stem = source.removesuffix(".weight").removeprefix("model.")
     layer = re.fullmatch(r"layers\.(\d+)\.(.+)", stem)
-    return (int(layer[1]), layer[2]) if layer else (None, stem)
+    return (int(layer[1]), _EXPERT.sub("", layer[2])) if layer else (None, stem)
 
 
 def claims(weights: Iterable[Weight], checkpoint: Checkpoint, *, gguf: bool) -> tuple[Claim, ...]:
@@ -103,7 +119,7 @@ def _claim(weight: Weight, checkpoint: Checkpoint, table: Mapping[str, tuple[str
         return Claim((EMBEDDING,))
     if weight.use == "head":
         return Claim((_present(HEAD, checkpoint),))
-    names = table.get(weight.name, ()) if gguf else _onnx_sources(weight)
+    names = table.get(weight.name, ()) if gguf else _onnx_sources(weight, checkpoint)
     found = tuple(_present(name, checkpoint) for name in names)
     return Claim(found if all(name in checkpoint.tensors for name in found) else ())
 
@@ -113,7 +129,7 @@ def _present(name: str, checkpoint: Checkpoint) -> str:
     return EMBEDDING if name == HEAD and HEAD not in checkpoint.tensors else name
 
 
-def _onnx_sources(weight: Weight) -> tuple[str, ...]:
+def _onnx_sources(weight: Weight, checkpoint: Checkpoint) -> tuple[str, ...]:
     for pattern, source in _OUTSIDE:
         if pattern.search(weight.name):
             return (source,)
@@ -122,7 +138,11 @@ def _onnx_sources(weight: Weight) -> tuple[str, ...]:
         return ()
     parts = next((parts for pattern, parts in _IN_LAYER if pattern.search(layer[2])), ())
     ending = "bias" if weight.use == "vector" and any("_proj" in part for part in parts) else "weight"
-    return tuple(f"model.layers.{int(layer[1])}.{part}.{ending}" for part in parts)
+    names = [f"model.layers.{int(layer[1])}.{part}.{ending}" for part in parts]
+    if not any(_ALL in name for name in names):
+        return tuple(names)
+    experts = checkpoint.config.experts_of(int(layer[1]))
+    return tuple(name.replace(_ALL, str(number)) for number in range(experts.count if experts else 0) for name in names)
 
 
 def _gguf_names(checkpoint: Checkpoint) -> Mapping[str, tuple[str, ...]]:
@@ -133,10 +153,10 @@ def _gguf_names(checkpoint: Checkpoint) -> Mapping[str, tuple[str, ...]]:
     architecture = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == wanted)
     names = get_tensor_name_map(MODEL_ARCH(architecture), checkpoint.config.num_layers)
     table: dict[str, tuple[str, ...]] = {}
-    for source in (*checkpoint.tensors, HEAD):
-        found = names.get_name(source, try_suffixes=(".weight", ".bias"))
-        if found is not None:
-            table[found] = (source,)
+    for source in (*checkpoint.tensors, *({HEAD} - checkpoint.tensors.keys())):
+        found = names.get_name(_EXPERT.sub("", source), try_suffixes=(".weight", ".bias"))
+        if found is not None:  # the experts of a layer have one name
+            table[found] = (*table.get(found, ()), source)
     for layer in range(checkpoint.config.num_layers):
         prefix = f"model.layers.{layer}.self_attn."
         for ending in ("weight", "bias"):
