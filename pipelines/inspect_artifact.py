@@ -187,6 +187,8 @@ def _gguf_model(values: Mapping[str, object], tensors: Sequence[GgufTensor]) -> 
         head_dim=number("attention.key_length") or (hidden // heads if hidden and heads else None),
         hidden_size=hidden,
         intermediate_size=number("feed_forward_length"),
+        experts=number("expert_count"),
+        experts_per_token=number("expert_used_count"),
         vocab_size=embedding.shape[0] if embedding is not None else number("vocab_size") or listed,
         tied=head is None if embedding is not None else None,
         rope_theta=float(theta) if isinstance(theta, int | float) else None,
@@ -319,6 +321,7 @@ def _onnx_model(genai: Mapping[str, object], tensors: Sequence[OnnxTensor]) -> M
         head_dim=integer(decoder.get("head_size")),
         hidden_size=integer(decoder.get("hidden_size")),
         intermediate_size=max(inner, default=None),
+        experts=max((t.shape[0] for t in weights if t.role == "matrix" and len(t.shape) == 3), default=None),
         vocab_size=vocabulary,
         tied=(not heads or any(tensor.shared for tensor in ends)) if tables else None,
     )

@@ -128,6 +128,8 @@ def _model(config: Mapping[str, object], tensors: list[_Stored]) -> ModelFacts:
         head_dim=head_dim,
         hidden_size=hidden,
         intermediate_size=integer(values.get("intermediate_size")),
+        experts=integer(values.get("num_experts")) or integer(values.get("num_local_experts")),
+        experts_per_token=integer(values.get("num_experts_per_tok")),
         vocab_size=integer(values.get("vocab_size")),
         tied=tied if isinstance(tied, bool) else None,
         rope_theta=_number(theta),

@@ -72,6 +72,9 @@ def _model_lines(model: ModelFacts) -> Iterator[str]:
         heads,
         f"hidden {model.hidden_size}" if model.hidden_size else None,
         f"intermediate {model.intermediate_size}" if model.intermediate_size else None,
+        f"{model.experts} experts" + (f" ({model.experts_per_token} for each token)" if model.experts_per_token else "")
+        if model.experts
+        else None,
     ]
     yield from _entry("shape", _joined(shape))
     tied = {True: "head shares the embeddings", False: "head has weights of its own", None: None}[model.tied]

@@ -35,6 +35,8 @@ class ModelFacts(_Value):
     intermediate_size: int | None = Field(
         default=None, description="Width inside the feed-forward layers.", examples=[3072]
     )
+    experts: int | None = Field(default=None, description="Experts of a layer that has some.", examples=[128])
+    experts_per_token: int | None = Field(default=None, description="How many of them compute.", examples=[8])
     vocab_size: int | None = Field(default=None, description="Rows of the embeddings.", examples=[151936])
     tied: bool | None = Field(default=None, description="Embeddings and head are the same weights.", examples=[True])
     rope_theta: float | None = Field(default=None, description="Base of the rotary embedding.", examples=[1000000.0])

@@ -175,7 +175,7 @@ def _held_weights(plan: ExportPlan, tensor: TensorPlan, provider: str) -> int:
 
 def _overhead(cost: RuntimeCost, config: ModelConfig, prompt_tokens: int, element_bytes: int) -> int:
     """Return what a runtime takes beside weights and cache, for prompts of that length."""
-    per_token = cost.activations * config.intermediate_size + (config.vocab_size if cost.logits_of_prompt else 0)
+    per_token = cost.activations * config.widest_network + (config.vocab_size if cost.logits_of_prompt else 0)
     return cost.base + cost.per_token_text * config.vocab_size + prompt_tokens * per_token * element_bytes
 
 
@@ -258,7 +258,7 @@ def reference_memory(checkpoint: Checkpoint) -> int:
 def transformers_memory(checkpoint: Checkpoint, settings: Settings) -> int:
     """Predict the peak memory of Transformers: weights in float32, the mapped file, logits of some positions."""
     stored = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
-    activations = 4 * settings.window * checkpoint.config.intermediate_size * _REFERENCE_ROWS
+    activations = 4 * settings.window * checkpoint.config.widest_network * _REFERENCE_ROWS
     logits = 4 * LOGIT_CHUNK * checkpoint.config.vocab_size * _REFERENCE_LOGITS
     return _TRANSFORMERS + 4 * checkpoint.weight_count + stored + activations + logits
 

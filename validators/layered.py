@@ -79,10 +79,7 @@ def _slice_rows(head: TensorInfo) -> int:
 def _working_bytes(config: ModelConfig) -> int:
     """Return what a block of positions takes inside a layer, at most."""
     attention = config.num_heads * config.head_dim
-    inner = config.intermediate_size
-    if (experts := config.experts) is not None:  # each token goes to several, one after another, and to the shared one
-        inner = max(inner, experts.intermediate_size, experts.shared_intermediate_size or 0)
-    return 4 * _BLOCK * (3 * inner + 4 * config.hidden_size + 4 * attention)
+    return 4 * _BLOCK * (3 * config.widest_network + 4 * config.hidden_size + 4 * attention)
 
 
 def _layer_bytes(checkpoint: Checkpoint) -> int:

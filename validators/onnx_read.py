@@ -23,6 +23,8 @@ MAX_GRAPH_BYTES: Final = 256 << 20
 Role: TypeAlias = Literal["embedding", "matrix", "vector", "constant"]
 #: Inputs of a quantized operator that belong to its codes.
 _PRODUCTS: Final = frozenset({"MatMulNBits", "MatMulBnb4"})
+#: Inputs of QMoE: the codes of each matrix, behind which its scales are, and its zero points.
+QMOE_INPUTS: Final = ((2, 11), (5, 12), (8, 13))
 _LOOKUPS: Final = frozenset({"GatherBlockQuantized", "Gather"})
 _FLOATS: Final = frozenset({"float32", "float16", "bfloat16", "float64"})
 
@@ -150,6 +152,8 @@ class _Weights:
         for node in self._graph.node:
             if node.op_type in _PRODUCTS and len(node.input) > 1 and node.input[1] in self._stored:
                 heads[node.input[1]] = self._together(node.input[1], node.input[2:], *_product(node), "matrix")
+            elif node.op_type == "QMoE":
+                yield from self._experts(node)
         yield from heads.values()
         # onnxruntime-genai's builder looks tied embeddings up in the head's codes, reshaped.
         reshaped = {
@@ -170,6 +174,19 @@ class _Weights:
         for name, tensor in self._stored.items():
             if name not in self._done:
                 yield self._plain(tensor, looked_up=name in looked_up, rotary=name in tables)
+
+    def _experts(self, node: Any) -> Iterable[OnnxTensor]:
+        """Yield the matrices of all experts of a QMoE: [experts, rows, columns]."""
+        values = _attributes(node)
+        for number, (index, zeros) in enumerate(QMOE_INPUTS, 1):
+            if index >= len(node.input) or node.input[index] not in self._stored:
+                continue
+            codes = self._stored[node.input[index]]
+            bits = values.get(f"fc{number}_expert_weight_bits", 0) or values.get("expert_weight_bits", 4)
+            *rows, row_bytes = [int(extent) for extent in codes.dims] or [0]
+            shape = _checked(*rows, row_bytes * 8 // bits if bits in {2, 4, 8} else 0)
+            others = [node.input[place] for place in (index + 1, zeros) if place < len(node.input)]
+            yield self._together(codes.name, others, f"int{bits} g{values.get('block_size', 0)}", shape, "matrix")
 
     def _bytes(self, tensor: Any) -> tuple[int, bool]:
         """Return the bytes of a tensor that were not counted before, and whether they were."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edgekiln.errors import ArtifactError
 from edgekiln.validators.onnx_grids import CodebookTable, IntegerTable, LinearTable
 from edgekiln.validators.onnx_parts import CODES, FLOATS, Part, read_parts
-from edgekiln.validators.onnx_read import MAX_GRAPH_BYTES
+from edgekiln.validators.onnx_read import MAX_GRAPH_BYTES, QMOE_INPUTS
 from edgekiln.validators.weights import Place, Rounding, Rows, Use, Weight, unchanged
 
 #: Operators that hand a weight on; a Concat joins several along their rows.
@@ -26,8 +26,6 @@ _PASSING: Final = frozenset({"Identity", "Cast", "Reshape", "Transpose", "Concat
 _PRODUCTS: Final = frozenset({"MatMul", "FusedMatMul", "Gemm"})
 #: Inputs of GroupQueryAttention that are weights: the norms of queries and keys.
 _ATTENTION_NORMS: Final = frozenset({14, 15})
-#: Inputs of QMoE: the codes of each matrix, behind which its scales are, and its zero points.
-_QMOE_INPUTS: Final = ((2, 11), (5, 12), (8, 13))
 #: The first matrix of MoE.
 _MOE_FIRST: Final = 2
 #: What its `swiglu_fusion` is where rows of gate and up projection alternate.
@@ -164,7 +162,7 @@ class _Collector:
         attributes = _attributes(node)
         if any(attribute.name == "quant_type" and attribute.s != b"int" for attribute in node.attribute):
             return  # small floats: their codes are no integers, and what is multiplied with them is not said here
-        for number, (index, zeros) in enumerate(_QMOE_INPUTS, 1):
+        for number, (index, zeros) in enumerate(QMOE_INPUTS, 1):
             parts = self._inputs(node, {index: "codes", index + 1: "scales", zeros: "zero_points"})
             if {"codes", "scales"} <= parts.keys():
                 bits = attributes.get(f"fc{number}_expert_weight_bits", 0) or attributes.get("expert_weight_bits", 4)

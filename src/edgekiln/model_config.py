@@ -162,6 +162,14 @@ class ModelConfig:
         """Return how many tokens a layer looks back on, the current one included; None for all."""
         return self.sliding_window if layer in self.sliding_layers else None
 
+    @property
+    def widest_network(self) -> int:
+        """Columns of the widest matrix inside a feed-forward network or an expert."""
+        if (experts := self.experts) is None:
+            return self.intermediate_size
+        dense = self.intermediate_size if len(experts.layers) < self.num_layers else 0
+        return max(dense, experts.intermediate_size, experts.shared_intermediate_size or 0)
+
     def experts_of(self, layer: int) -> Experts | None:
         """Return the experts of a layer; None if it has one feed-forward network."""
         return self.experts if self.experts is not None and layer in self.experts.layers else None
