@@ -76,6 +76,8 @@ _GGUF_CACHE_BYTES: Final = 2
 #: ONNX Runtime's CPU provider computes float16 weights in float32: it folds the cast when it loads the model, holds
 #: both meanwhile, and keeps a transposed copy. 4,193 MiB at the peak for 942 MiB of weights, 1,399 for 316.
 _FLOAT16_ON_CPU: Final = 4.45
+#: Experts have no transposed copy: 949 MiB for a model of 384 MiB of experts and 36 of the rest.
+_FLOAT16_EXPERTS_ON_CPU: Final = 2.0
 
 #: Writing a GGUF file: 68 to 83 MiB with two threads on small vocabularies.
 _GGUF_EXPORT: Final = 64 * _MIB
@@ -83,9 +85,10 @@ _GGUF_EXPORT_WORKER: Final = 10 * _MIB
 #: A tokenizer.json as Python has it: 295 MiB at the peak for 11.4 MB of it.
 _TOKENIZER_JSON: Final = 20
 _QWEN3_TOKENIZER: Final = 11_422_654
-#: Writing an ONNX directory: 367 MiB on the embedded checkpoint, 396 to 410 where chunks are full, 445 at a vocabulary
-#: of 151,936; most of it are the libraries that build the graph. The rotary tables are held a few times.
-_ONNX_EXPORT: Final = 405 * _MIB
+#: Writing an ONNX directory: 326, 331 and 347 MiB with 1, 2 and 8 threads on the embedded checkpoint, 343, 355 and 409
+#: at a vocabulary of 151,936; most of it are the libraries that build the graph. The rotary tables are held a few times.
+_ONNX_EXPORT: Final = 335 * _MIB
+_ONNX_EXPORT_WORKER: Final = 10 * _MIB
 _ROTARY_COPIES: Final = 4
 #: Transformers: 389 MiB for the embedded checkpoint, 3,279 for 0.5 B weights in bfloat16, whose file stays mapped.
 _TRANSFORMERS: Final = 365 * _MIB
@@ -170,7 +173,9 @@ def _held_weights(plan: ExportPlan, tensor: TensorPlan, provider: str) -> int:
     if plan.format == "gguf":
         is_repacked = tensor.storage_name in REPACKED and EMBEDDING not in tensor.sources
         return 2 * tensor.nbytes if is_repacked else tensor.nbytes
-    return round(_FLOAT16_ON_CPU * tensor.nbytes) if tensor.storage == "float16" else tensor.nbytes
+    if tensor.storage != "float16":
+        return tensor.nbytes
+    return round((_FLOAT16_EXPERTS_ON_CPU if len(tensor.shape) > 2 else _FLOAT16_ON_CPU) * tensor.nbytes)
 
 
 def _overhead(cost: RuntimeCost, config: ModelConfig, prompt_tokens: int, element_bytes: int) -> int:
@@ -222,11 +227,12 @@ def export_memory(plan: ExportPlan, checkpoint: Checkpoint | None = None, thread
         checkpoint: The model, for the size of its tokenizer; without it one like Qwen3's is assumed.
         threads: Workers that read and quantize; None for as many as this machine has processors.
     """
+    workers = worker_count(threads)
     if plan.format == "gguf":
         tokenizer = _tokenizer_bytes(checkpoint) if checkpoint else _QWEN3_TOKENIZER
-        return _GGUF_EXPORT + worker_count(threads) * _GGUF_EXPORT_WORKER + _TOKENIZER_JSON * tokenizer
+        return _GGUF_EXPORT + workers * _GGUF_EXPORT_WORKER + _TOKENIZER_JSON * tokenizer
     rotary = sum(tensor.nbytes for tensor in plan.tensors if tensor.name in ROTARY_TABLES)
-    return _ONNX_EXPORT + _ROTARY_COPIES * rotary
+    return _ONNX_EXPORT + workers * _ONNX_EXPORT_WORKER + _ROTARY_COPIES * rotary
 
 
 def _tokenizer_bytes(checkpoint: Checkpoint) -> int:
