@@ -1,8 +1,8 @@
 """Which ggml type each tensor gets: llama.cpp's mixes, as data and a few rules.
 
 The rules are those of `llama_tensor_get_type` and its fallback table in llama.cpp's src/llama-quant.cpp, for the
-architectures that Edgekiln exports and without an importance matrix. The tests compare every mix type for type with
-what `llama_model_quantize` makes of the same model.
+architectures that Edgekiln exports, with an importance matrix and without. The tests compare every mix type for type
+with what `llama_model_quantize` makes of the same model.
 """
 
 from __future__ import annotations
@@ -186,20 +186,26 @@ def _attention_value(mix: Mix, layer: int, config: ModelConfig) -> str:
     return "Q5_K" if is_70b and chosen in {"Q3_K", "Q4_K"} else chosen
 
 
-def _feed_forward_down(mix: Mix, layer: int, config: ModelConfig) -> str:
+def _feed_forward_down(mix: Mix, layer: int, config: ModelConfig, has_importance: bool) -> str:
     layers = config.num_layers
+    is_first = layer < layers // 8
+    chosen = mix.base
     match mix.label:
         case "Q2_K":
-            return "Q3_K"
+            chosen = "Q3_K"
         case "Q3_K_M":
-            return "Q5_K" if layer < layers // 16 else "Q4_K"
+            chosen = "Q5_K" if layer < layers // 16 else "Q4_K"
         case "Q3_K_L":
-            return "Q5_K"
+            chosen = "Q5_K"
         case "Q4_K_M" | "Q5_K_M" if _use_more_bits(layer, layers):
-            return "Q6_K"
-        case "Q4_K_S" | "IQ4_NL" | "IQ4_XS" if layer < layers // 8:
-            return "Q5_K"
-    return mix.base
+            chosen = "Q6_K"
+        case "Q4_K_S" if is_first:
+            chosen = "Q5_K"
+        case "IQ4_NL" | "IQ4_XS" if is_first and not has_importance:
+            chosen = "Q5_K"
+        case "Q4_0" | "Q5_0" if is_first and has_importance:
+            chosen = {"Q4_0": "Q4_1", "Q5_0": "Q5_1"}[mix.label]
+    return chosen
 
 
 _ATTENTION_OUTPUT: Final = {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}
@@ -211,24 +217,24 @@ _OF_EIGHT: Final = _WIDE_OF_EIGHT | {"attn_output.weight"}
 _OUTPUT_OF_EIGHT: Final = dict.fromkeys(("Q2_K", "Q3_K_S", "Q3_K_M", "IQ4_NL", "IQ4_XS", "Q4_K_S", "Q4_K_M"), "Q5_K")
 
 
-def _preferred(mix: Mix, name: str, config: ModelConfig) -> str:
+def _preferred(mix: Mix, name: str, config: ModelConfig, has_importance: bool) -> str:
     """Return what the mix wants a matrix to be, whatever its shape."""
     if name == "output.weight" or (name == "token_embd.weight" and config.tie_word_embeddings):
         return mix.base if mix.base == "Q8_0" or mix.is_float else "Q6_K"
     if mix.is_float or not name.startswith("blk."):
         return mix.base
     _, layer, role = name.split(".", 2)
-    return _preferred_in_layer(mix, int(layer), role, config)
+    return _preferred_in_layer(mix, int(layer), role, config, has_importance)
 
 
-def _preferred_in_layer(mix: Mix, layer: int, role: str, config: ModelConfig) -> str:
+def _preferred_in_layer(mix: Mix, layer: int, role: str, config: ModelConfig, has_importance: bool) -> str:
     if config.experts is not None and config.experts.count == _EIGHT and role in _OF_EIGHT:
         return "Q8_0" if role in _WIDE_OF_EIGHT else _OUTPUT_OF_EIGHT.get(mix.label, mix.base)
     match role:
         case "attn_v.weight":
             return _attention_value(mix, layer, config)
         case "ffn_down.weight" | "ffn_down_exps.weight" | "ffn_down_shexp.weight":
-            return _feed_forward_down(mix, layer, config)
+            return _feed_forward_down(mix, layer, config, has_importance)
         case "attn_output.weight":
             return _ATTENTION_OUTPUT.get(mix.label, mix.base)
     return mix.base
@@ -267,7 +273,14 @@ def _end_precision(name: str, scheme: Scheme, config: ModelConfig) -> str | None
 
 
 def choose(
-    mix: Mix, scheme: Scheme, config: ModelConfig, name: str, shape: tuple[int, ...], override: str | None = None
+    mix: Mix,
+    scheme: Scheme,
+    config: ModelConfig,
+    name: str,
+    shape: tuple[int, ...],
+    override: str | None = None,
+    *,
+    has_importance: bool = False,
 ) -> Choice:
     """Return the ggml type of one tensor.
 
@@ -278,6 +291,7 @@ def choose(
         name: The tensor's name in GGUF.
         shape: Row-major.
         override: The precision that was asked for this matrix; None to leave it to the mix.
+        has_importance: The weights are quantized with an importance matrix, which some rules ask for.
 
     Raises:
         UsageError: A precision of embeddings or head is unknown, or the two contradict each other.
@@ -292,7 +306,7 @@ def choose(
         wanted = _tensor_type(override, scheme)
         why = None
     else:
-        wanted = _preferred(mix, name, config)
+        wanted = _preferred(mix, name, config, has_importance)
         why = None if wanted == mix.base else f"llama.cpp's mix {mix.label} gives this tensor {wanted}"
     fitting, fallback = _fit(wanted, shape[-1])
     return Choice(fitting, "; ".join(note for note in (why, fallback) if note) or None)

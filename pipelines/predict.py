@@ -86,7 +86,7 @@ _GGUF_EXPORT_WORKER: Final = 10 * _MIB
 _TOKENIZER_JSON: Final = 20
 _QWEN3_TOKENIZER: Final = 11_422_654
 #: Writing an ONNX directory: 326, 331 and 347 MiB with 1, 2 and 8 threads on the embedded checkpoint, 343, 355 and 409
-#: at a vocabulary of 151,936; most of it are the libraries that build the graph. The rotary tables are held a few times.
+#: at a vocabulary of 151,936; most of it are the libraries that build the graph. Rotary tables are held a few times.
 _ONNX_EXPORT: Final = 335 * _MIB
 _ONNX_EXPORT_WORKER: Final = 10 * _MIB
 _ROTARY_COPIES: Final = 4

@@ -75,6 +75,17 @@ def _block_type(name: str) -> _BlockType:
     return _BlockType(name, number, int(library.ggml_blck_size(number)), to_float)
 
 
+def _checked_importance(importance: NDArray[np.float32], columns: int) -> NDArray[np.float32]:
+    """Return the importance of each column, contiguous."""
+    if importance.shape != (columns,):
+        raise UsageError(
+            f"an importance matrix of shape {list(importance.shape)} is not one number for {columns} columns"
+        )
+    if not (np.isfinite(importance).all() and (importance >= 0).all()):
+        raise UsageError("an importance matrix holds numbers that are negative, NaN or infinite; collect it again")
+    return np.ascontiguousarray(importance, dtype=np.float32)
+
+
 @dataclass(frozen=True)
 class Ggml:
     """Quantizes to a `BlockGrid`: Q4_0, Q8_0, the K-quants, IQ4_NL and the rest.
@@ -86,11 +97,21 @@ class Ggml:
 
     threads: int = 1
 
-    def quantize(self, rows: NDArray[np.float32], grid: Grid) -> BlockRows:
-        """Return `rows`, float32 [rows, columns], on `grid`; the input is not changed.
+    def quantize(
+        self, rows: NDArray[np.float32], grid: Grid, importance: NDArray[np.float32] | None = None
+    ) -> BlockRows:
+        """Return `rows` on `grid`; the input is not changed.
+
+        Args:
+            rows: float32 [rows, columns].
+            grid: A block type.
+            importance: float32 [columns], how much the squared error of each column counts: llama.cpp's importance
+                matrix, the mean square of what the column is multiplied with. None lets each type weigh errors in its
+                own way. Q8_0 weighs none.
 
         Raises:
-            UsageError: The grid is no `BlockGrid`, or a row does not divide into its blocks.
+            UsageError: The grid is no `BlockGrid`, a row does not divide into its blocks, or the importance is not one
+                finite number that is not negative for each column.
             StepError: A weight is NaN or infinite, or too large for the grid's float16 scales.
         """
         if not isinstance(grid, BlockGrid):
@@ -101,11 +122,18 @@ class Ggml:
         if bad := rows.size - int(np.count_nonzero(np.isfinite(rows))):
             raise StepError(f"{bad} weights are NaN or infinite, which {kind.name} cannot hold")
         source = np.ascontiguousarray(rows, dtype=np.float32)
+        counts = None if importance is None else _checked_importance(importance, columns)
         blocks = np.empty((count, kind.row_bytes(columns)), dtype=np.uint8)
 
         def run(start: int, stop: int) -> None:
             load_library().ggml_quantize_chunk(
-                kind.number, source.ctypes.data, blocks.ctypes.data, start * columns, stop - start, columns, None
+                kind.number,
+                source.ctypes.data,
+                blocks.ctypes.data,
+                start * columns,
+                stop - start,
+                columns,
+                None if counts is None else counts.ctypes.data,
             )
 
         self._share(count, run)

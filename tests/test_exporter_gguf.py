@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ from edgekiln.device import Device
 from edgekiln.errors import CheckpointError, EdgekilnError, StepError, UnsupportedError, UsageError
 from edgekiln.exporters.base import ExportPlan, TensorPlan
 from edgekiln.exporters.gguf import Gguf
-from edgekiln.exporters.gguf_mix import MIXES
+from edgekiln.exporters.gguf_mix import MIXES, choose
 from edgekiln.grids import BlockGrid, Grid, IntegerGrid, IntegerRows
 from edgekiln.quantizers.ggml import Ggml
 from edgekiln.safetensors import FLOAT_BYTES, widen
@@ -128,7 +129,7 @@ def write_float32_file(checkpoint: Checkpoint, plan: ExportPlan, path: Path) -> 
     writer.close()
 
 
-def llama_quantize(source: Path, target: Path, file_type: int, **options: int) -> None:
+def llama_quantize(source: Path, target: Path, file_type: int, **options: Any) -> None:
     import llama_cpp
 
     parameters = llama_cpp.llama_model_quantize_default_params()
@@ -164,6 +165,45 @@ def test_every_mix_equals_llama_model_quantize_in_types_and_bytes(shaped: Checkp
         assert GGUFReader(theirs).fields["general.file_type"].contents() == MIXES[name].file_type
         ours.unlink()
         theirs.unlink()
+
+
+def importance_of(plan: ExportPlan) -> dict[str, NDArray[np.float32]]:
+    """Return made-up importances of the matrices within layers: of each expert, of each column; some are 0."""
+    rng = np.random.default_rng(7)
+    found = {}
+    for tensor in plan.tensors:
+        if tensor.name.startswith("blk.") and len(tensor.shape) > 1:
+            values = rng.standard_normal((len(tensor.sources), tensor.shape[-1]), dtype=np.float32) ** 2
+            values[:, ::13] = 0
+            found[tensor.name] = values
+    return found
+
+
+def test_with_an_importance_matrix_types_and_bytes_are_those_of_llama_model_quantize(
+    shaped: Checkpoint, tmp_path: Path
+) -> None:
+    import llama_cpp
+
+    source, plan = tmp_path / "f32.gguf", Gguf().plan(shaped, Scheme("fp16"))
+    write_float32_file(shaped, plan, source)
+    importance = importance_of(plan)
+    entries = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()
+    for entry, (name, values) in zip(entries, importance.items(), strict=False):
+        entry.name, entry.size = name.encode(), values.size
+        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    every = ("q4_0", "q5_0", "q4_1", "q5_1", "q8_0", "q2_k", "q3_k_m", "q4_k_m", "q5_k_s", "q6_k", "iq4_nl", "iq4_xs")
+    for name in every if shaped.config.num_layers == 16 else ("q4_0", "q4_k_m"):  # where rules name first layers
+        llama_quantize(source, tmp_path / "theirs.gguf", MIXES[name].file_type, imatrix=entries)
+        theirs = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "theirs.gguf").tensors}
+        for tensor in plan.tensors:
+            choice = choose(MIXES[name], Scheme(name), shaped.config, tensor.name, tensor.shape, has_importance=True)
+            assert choice.ggml_type == theirs[tensor.name].tensor_type.name, (name, tensor.name)
+            if choice.ggml_type in {"F32", "F16"} or "blk" not in tensor.name:
+                continue
+            grid, rows = BlockGrid(choice.ggml_type), [values_of(shaped, source) for source in tensor.sources]
+            weighed = zip(rows, importance[tensor.name], strict=True)
+            blocks = b"".join(Ggml().quantize(part, grid, counts).blocks.tobytes() for part, counts in weighed)
+            assert blocks == theirs[tensor.name].data.tobytes(), (name, tensor.name)
 
 
 @pytest.mark.parametrize("tied", [True, False])

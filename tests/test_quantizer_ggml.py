@@ -44,6 +44,31 @@ def test_blocks_equal_those_of_the_python_reference(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SMALL + SUPER)
+def test_importance_brings_the_error_to_the_columns_that_count_least(name: str) -> None:
+    rows = np.random.default_rng(3).standard_normal((64, 512), dtype=np.float32)
+    importance = np.where(np.arange(512) % 32 < 8, 100, 0.01).astype(np.float32)
+    errors = [
+        float((importance * (Ggml().dequantize(Ggml().quantize(rows, BlockGrid(name), counts)) - rows) ** 2).sum())
+        for counts in (None, importance)
+    ]
+    assert errors[1] == errors[0] if name == "Q8_0" else errors[1] < 0.9 * errors[0]
+
+
+@pytest.mark.parametrize(
+    ("importance", "message"),
+    [
+        (np.ones(255, np.float32), "of shape .255. is not one number for 256 columns"),
+        (np.ones((1, 256), np.float32), "of shape .1, 256. is not one number"),
+        (np.full(256, -1, np.float32), "negative, NaN or infinite"),
+        (np.full(256, np.nan, np.float32), "negative, NaN or infinite"),
+    ],
+)
+def test_an_importance_that_is_none_is_refused(importance: NDArray[np.float32], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Ggml().quantize(weights(4, 256), BlockGrid("Q4_K"), importance)
+
+
+@pytest.mark.parametrize("name", SMALL + SUPER)
 def test_bytes_do_not_depend_on_threads_or_chunks(name: str) -> None:
     rows, grid = weights(37, 256), BlockGrid(name)
     whole = Ggml().quantize(rows, grid)
