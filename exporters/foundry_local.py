@@ -16,9 +16,10 @@ from edgekiln.checkpoint import Checkpoint
 from edgekiln.device import ANY_CPU, Device
 from edgekiln.errors import UnsupportedError
 from edgekiln.exporters.base import ExportPlan, Quantize, unknown_provider
-from edgekiln.exporters.onnx import MODEL_FILE, TOOLS, Onnx
+from edgekiln.exporters.onnx import TOOLS, Onnx
 from edgekiln.exporters.onnx_providers import REFUSED
 from edgekiln.exporters.onnx_size import artifact_size
+from edgekiln.exporters.onnx_task import MODEL_FILE
 from edgekiln.journal import Journal
 from edgekiln.scheme import Scheme
 

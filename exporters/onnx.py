@@ -22,9 +22,10 @@ from edgekiln.errors import UnsupportedError, UsageError
 from edgekiln.exporters.base import ExportPlan, Quantize, TensorPlan, unknown_precision, unknown_provider
 from edgekiln.exporters.genai_config import genai_config
 from edgekiln.exporters.onnx_fusions import DOWN_EXPERTS, GATE_UP_EXPERTS, ROUTERS, Fusion, fusions
-from edgekiln.exporters.onnx_layout import ROTARY_TABLES, Placed, layout, place, stored_bytes
+from edgekiln.exporters.onnx_layout import ROTARY_TABLES, layout, place, stored_bytes
 from edgekiln.exporters.onnx_providers import PROVIDERS, REFUSED, OnnxProvider
 from edgekiln.exporters.onnx_size import artifact_size
+from edgekiln.exporters.onnx_task import MODEL_FILE, make_graph, scratch_folder
 from edgekiln.exporters.stream import CHUNK_WEIGHTS, little_endian, write_tensors
 from edgekiln.families import EMBEDDING, HEAD
 from edgekiln.grids import (
@@ -41,7 +42,6 @@ from edgekiln.journal import Journal
 from edgekiln.scheme import Scheme, one_precision, overridden
 from edgekiln.tensor_files import TensorFiles
 
-MODEL_FILE: Final = "model.onnx"
 TOOLS: Final = ("mobius-onnx", "numpy", "onnx", "onnx-ir", "onnxruntime", "torch")
 _GROUP_SIZES: Final = (16, 32, 64, 128, 256)
 _DEFAULT_GROUP: Final = {"int8": 32, "int4": 32, "nf4": 64}
@@ -136,16 +136,18 @@ class Onnx:
         placed = place(plan.tensors, most=plan.scheme.split_max_size)
         stored = [tensor for tensor in plan.tensors if tensor.sources]
         with (
+            scratch_folder() as scratch,
             TensorFiles(directory, layout(placed), journal) as files,
             ThreadPoolExecutor(1, thread_name_prefix="graph") as aside,
         ):
-            # Its frameworks need seconds to load, and one core: the weights go on meanwhile.
-            graph = aside.submit(_write_graph, checkpoint, placed, plan, directory)
+            graph = aside.submit(make_graph, checkpoint, plan, directory, scratch)  # the weights go on meanwhile
             workers, weights = threads or self._threads, self._chunk_weights
             write_tensors(files, checkpoint, stored, quantize, pack_rows, threads=workers, chunk_weights=weights)
-            for name, values in graph.result().items():
+            tables = graph.result()
+            for name in tables.names:
                 if not files.is_done(name):
-                    files.write(name, little_endian(values.astype(placed[name].parts["values"].dtype, copy=False)))
+                    for piece in tables.pieces(name):
+                        files.write(name, piece)
                     files.complete(name)
         text = genai_config(checkpoint.config, MODEL_FILE, plan.device)
         (directory / "genai_config.json").write_text(text, encoding="utf-8", newline="\n")
@@ -295,24 +297,3 @@ def pack_zero_points(zero_points: NDArray[np.uint8], bits: int) -> NDArray[np.ui
     padded[:, :groups] = zero_points
     packed: NDArray[np.uint8] = padded[:, 0::2] | (padded[:, 1::2] << 4)
     return packed
-
-
-def _write_graph(
-    checkpoint: Checkpoint, placed: Mapping[str, Placed], plan: ExportPlan, directory: Path
-) -> dict[str, NDArray[np.float32]]:
-    """Build the float graph, rewrite it onto the data file, and write model.onnx; return the computed tensors."""
-    import onnx_ir as ir
-
-    from edgekiln.exporters.onnx_graph import build_float_graph
-    from edgekiln.exporters.onnx_portable import make_portable
-    from edgekiln.exporters.onnx_rewrite import Rewriter
-
-    provider = PROVIDERS[plan.device.execution_provider]
-    model = build_float_graph(checkpoint.config, provider)
-    if provider.genai_name is not None:
-        make_portable(model)
-    computed = Rewriter(model.graph, placed, provider, plan.scheme.accuracy_level).run()
-    model.producer_name, model.producer_version = "edgekiln", package_version("edgekiln")
-    proto = ir.serde.serialize_model(model)
-    (directory / MODEL_FILE).write_bytes(proto.SerializeToString(deterministic=True))
-    return computed

@@ -14,6 +14,7 @@ from typing import Final
 import onnx_ir as ir
 
 from edgekiln.errors import StepError
+from edgekiln.exporters.onnx_nodes import replace_node
 
 #: An opset that DirectML and older releases of ONNX Runtime know.
 OPSET: Final = 21
@@ -35,22 +36,13 @@ def make_portable(model: ir.Model) -> None:
     graph = model.graph
     for node in list(graph):
         if node.op_type == "RMSNormalization":
-            _replace(graph, node, _simplified_layer_normalization(node))
+            replace_node(graph, node, [_simplified_layer_normalization(node)])
         elif node.op_type == "RotaryEmbedding" and not node.domain:
-            _replace(graph, node, _rotary_embedding(node))
+            replace_node(graph, node, [_rotary_embedding(node)])
         elif not node.domain and node.op_type not in _SAME:
             raise StepError(f"{node.op_type} is not known to be the same in opset {OPSET} ({node.name})")
     graph.opset_imports[""] = OPSET
     model.ir_version = IR_VERSION
-
-
-def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
-    """Put `new` where `old` is, under the name of its output."""
-    graph.insert_before(old, new)
-    result, replaced = new.outputs[0], old.outputs[0]
-    result.name, result.type, result.shape = replaced.name, replaced.type, replaced.shape
-    replaced.replace_all_uses_with(result, replace_graph_outputs=True)
-    graph.remove(old, safe=True)
 
 
 def _simplified_layer_normalization(node: ir.Node) -> ir.Node:

@@ -17,12 +17,13 @@ from edgekiln.device import ANY_CPU, Device
 from edgekiln.errors import StepError, UnsupportedError, UsageError
 from edgekiln.exporters.genai_config import genai_config
 from edgekiln.exporters.gguf import Gguf
-from edgekiln.exporters.onnx import MODEL_FILE, Onnx, pack_zero_points
+from edgekiln.exporters.onnx import Onnx, pack_zero_points
 from edgekiln.exporters.onnx_graph import build_float_graph
 from edgekiln.exporters.onnx_layout import ROTARY_TABLES, place
 from edgekiln.exporters.onnx_portable import IR_VERSION, OPSET
 from edgekiln.exporters.onnx_providers import PROVIDERS
 from edgekiln.exporters.onnx_providers import REFUSED as REFUSED_PROVIDERS
+from edgekiln.exporters.onnx_task import MODEL_FILE, make_graph, scratch_folder
 from edgekiln.families import EMBEDDING, HEAD
 from edgekiln.grids import CodebookRows, IntegerGrid, IntegerRows
 from edgekiln.quantizers import quantize, quantizer_for
@@ -217,6 +218,27 @@ def test_the_same_export_gives_the_same_bytes(checkpoint, tmp_path):
         export(checkpoint, Scheme("int4"), tmp_path / name)
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+
+
+def test_a_graph_made_in_a_process_of_its_own_is_the_same(checkpoint, tmp_path, monkeypatch):
+    scheme = Scheme("int4", symmetric=False, head_precision="int8", split_max_size=1_000_000, accuracy_level=1)
+    export(checkpoint, scheme, tmp_path / "here")
+    monkeypatch.setattr("edgekiln.exporters.onnx_task.APART_WEIGHTS", 0)
+    export(checkpoint, scheme, tmp_path / "apart")
+    found = {path.name: path.read_bytes() for path in (tmp_path / "apart").iterdir()}
+    assert found == {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()}
+
+
+def test_a_checkpoint_that_changes_under_the_process_of_the_graph_is_told(tmp_path, monkeypatch):
+    make_checkpoint(tmp_path / "c", num_layers=2)
+    checkpoint = open_checkpoint(str(tmp_path / "c"))
+    monkeypatch.setattr("edgekiln.exporters.onnx_task.APART_WEIGHTS", 0)
+    plan = Onnx().plan(checkpoint, Scheme("fp16"))
+    make_checkpoint(tmp_path / "c", num_layers=1)
+    with scratch_folder() as scratch, pytest.raises(StepError, match="changed while it was exported"):
+        make_graph(checkpoint, plan, tmp_path, scratch)
+    assert not (tmp_path / MODEL_FILE).exists()
+    assert not scratch.exists()
 
 
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)

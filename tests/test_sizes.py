@@ -21,7 +21,6 @@ from edgekiln.exporters.gguf_metadata import rounded_count
 from edgekiln.exporters.gguf_mix import BLOCKS, MIXES
 from edgekiln.exporters.gguf_names import gguf_name
 from edgekiln.exporters.gguf_size import header_sizes
-from edgekiln.exporters.onnx_layout import place
 from edgekiln.exporters.onnx_size import data_sizes, graph_size
 from edgekiln.families import FAMILIES, expected_tensors
 from edgekiln.model_config import Experts
@@ -119,10 +118,10 @@ def test_metadata_that_a_checkpoint_may_have_is_counted(tmp_path: Path) -> None:
 
 def graph_bytes(checkpoint: Checkpoint, scheme: Scheme, provider: str, folder: Path) -> int:
     """Return the bytes of model.onnx, which needs no weights."""
-    from edgekiln.exporters.onnx import _write_graph
+    from edgekiln.exporters.onnx_task import write_graph
 
     plan = EXPORTERS["onnx"].plan(checkpoint, scheme, Device(provider))
-    _write_graph(checkpoint, place(plan.tensors), plan, folder)
+    write_graph(checkpoint, plan, folder, folder)
     return (folder / "model.onnx").stat().st_size
 
 
