@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,7 @@ def _write(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
         file.write(struct.pack("<Q", len(text)) + text)
         while position:
             position -= file.write(pattern[: min(position, len(pattern))])
+
+
+if __name__ == "__main__":
+    synthetic_checkpoint(float(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
