@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from edgekiln.exporters.onnx_providers import PROVIDERS
 from edgekiln.pipelines.forecast import Forecast, PredictedStep, Totals
 from edgekiln.pipelines.plan import Build, Plan
 from edgekiln.pipelines.predict import BuildPrediction
@@ -159,7 +160,8 @@ class PlannedBuild(_Value):
         examples=[{"model.layers.0.mlp.down_proj": "int8"}],
     )
     accuracy_level: int | None = Field(
-        description="What MatMulNBits computes in; null for the execution provider's own.", examples=[4]
+        description="What MatMulNBits computes in, by default the execution provider's own; null where there is none.",
+        examples=[4],
     )
     gguf_source: str = Field(description="What GGUF types are quantized from.", examples=["source", "f16"])
     split_max_size: int | None = Field(
@@ -251,6 +253,14 @@ def _totals(totals: Totals | None) -> PlannedTotals | None:
     )
 
 
+def _accuracy_level(build: Build) -> int | None:
+    """Return the level as asked, or the provider's where something is quantized."""
+    provider, asked = PROVIDERS.get(build.target.execution_provider), build.scheme.accuracy_level
+    if asked is not None or provider is None or build.format == "gguf":
+        return asked
+    return provider.accuracy_level if set(build.scheme.precisions) != {"fp16"} else None
+
+
 def _planned(build: Build, reason: str | None, found: BuildPrediction | None) -> PlannedBuild:
     target, scheme = build.target, build.scheme
     return PlannedBuild(
@@ -267,7 +277,7 @@ def _planned(build: Build, reason: str | None, found: BuildPrediction | None) ->
         stand_in=target.stand_in,
         requested=build.requested,
         precision=build.precision,
-        **scheme.options,
+        **{**scheme.options, "accuracy_level": _accuracy_level(build)},
         threads=build.threads,
         gates=tuple(
             PlannedGate(gate=str(gate), why=gate.why, origin=origin)

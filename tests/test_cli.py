@@ -44,7 +44,11 @@ def test_planning_imports_no_framework_and_writes_nothing(tmp_path):
 
 def test_the_default_plan_has_every_format(tmp_path):
     shown = edgekiln("plan", "--json", cwd=tmp_path)
-    ids = {build["id"] for build in json.loads(shown.stdout)["builds"]}
+    builds = json.loads(shown.stdout)["builds"]
+    levels = {build["id"]: build["accuracy_level"] for build in builds}
+    assert {level for name, level in levels.items() if not name.startswith("gguf")} == {4}  # the CPU provider's own
+    assert {level for name, level in levels.items() if name.startswith("gguf")} == {None}
+    ids = {build["id"] for build in builds}
     assert ids >= {
         "onnx-cpu-int4",
         "onnx-cpu-int8",
