@@ -105,17 +105,11 @@ class Onnx:
         tensors = []
         for fusion in fusions(checkpoint, provider):
             storage: Grid | FloatDtype = body
-            note = None
             if len(checkpoint.tensors[fusion.sources[0]].shape) == 1:
                 storage = provider.activations
-            elif fusion.name.endswith(ROUTERS):
-                storage, note = provider.activations, "it decides which experts compute, and is small"
             elif (wanted := one_precision(fusion.sources, overrides)) is not None:
                 storage = _single_storage(wanted, scheme, provider, end=fusion.sources[0] in {EMBEDDING, HEAD})
-            if fusion.experts and isinstance(storage, CodebookGrid):
-                storage = IntegerGrid(4, storage.group_size, True, storage.scale_dtype)
-                note = f"ONNX Runtime has no operator for experts in nf4: {storage.name} instead"
-            tensors.append(_plan_tensor(checkpoint, fusion, storage, note))
+            tensors.append(_plan_tensor(checkpoint, fusion, *_possible(fusion, storage, provider)))
         _check_pairs(tensors)
         if checkpoint.config.tie_word_embeddings and embedding != head:
             tensors.append(_untied_head(checkpoint, _single_storage(head, scheme, provider, end=True)))
@@ -141,8 +135,14 @@ class Onnx:
             ThreadPoolExecutor(1, thread_name_prefix="graph") as aside,
         ):
             graph = aside.submit(make_graph, checkpoint, plan, directory, scratch)  # the weights go on meanwhile
+
+            def watched(rows: NDArray[np.float32], grid: Grid) -> QuantizedRows:
+                if graph.done():
+                    graph.result()  # what went wrong there ends the writing
+                return quantize(rows, grid)
+
             workers, weights = threads or self._threads, self._chunk_weights
-            write_tensors(files, checkpoint, stored, quantize, pack_rows, threads=workers, chunk_weights=weights)
+            write_tensors(files, checkpoint, stored, watched, pack_rows, threads=workers, chunk_weights=weights)
             tables = graph.result()
             for name in tables.names:
                 if not files.is_done(name):
@@ -201,6 +201,18 @@ def _single_storage(precision: str, scheme: Scheme, provider: OnnxProvider, *, e
     inherited = scheme.group_size if precision == scheme.precision else None
     group_size = None if precision == "fp16" else own or inherited
     return _storage(precision, group_size, scheme.symmetric or precision == "nf4", provider)
+
+
+def _possible(
+    fusion: Fusion, storage: Grid | FloatDtype, provider: OnnxProvider
+) -> tuple[Grid | FloatDtype, str | None]:
+    """Return what a tensor can lie in, and why that is not what was asked for; None where it is."""
+    if fusion.name.endswith(ROUTERS):
+        return provider.activations, "it decides which experts compute, and is small"
+    if fusion.experts and isinstance(storage, CodebookGrid):
+        instead = IntegerGrid(4, storage.group_size, True, storage.scale_dtype)
+        return instead, f"ONNX Runtime has no operator for experts in nf4: {instead.name} instead"
+    return storage, None
 
 
 def _untied_head(checkpoint: Checkpoint, storage: Grid | FloatDtype) -> TensorPlan:

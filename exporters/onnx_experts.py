@@ -89,7 +89,7 @@ class _Block:
         gate_up = self._weight(f"{self.prefix}.{GATE_UP_EXPERTS}", (experts.count, 2 * inner, hidden))
         down = self._weight(f"{self.prefix}.{DOWN_EXPERTS}", (experts.count, hidden, inner))
         attributes: dict[str, str | float] = {
-            "activation_alpha": 1.0,  # SiLU, of which the operator's default differs
+            "activation_alpha": 1.0,  # SiLU
             "activation_beta": 0.0,
             "activation_type": "swiglu",
             "k": experts.per_token,

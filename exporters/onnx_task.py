@@ -8,6 +8,7 @@ thread of the same process gets no turn meanwhile: beside it the weights would w
 from __future__ import annotations
 
 import dataclasses
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import Final
 
 from edgekiln.checkpoint import Checkpoint, open_resolved
 from edgekiln.device import Device
-from edgekiln.errors import StepError
+from edgekiln.errors import EdgekilnError, StepError
 from edgekiln.exporters.base import ExportPlan
 from edgekiln.exporters.onnx_layout import Placed, layout, place
 from edgekiln.exporters.onnx_providers import PROVIDERS
@@ -29,6 +30,7 @@ MODEL_FILE: Final = "model.onnx"
 #: Weights from which on there is as much to do for another core as loading the libraries takes.
 APART_WEIGHTS: Final = 1 << 26
 _PIECE_BYTES: Final = 16 << 20
+_MOST_LOG: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,13 @@ def make_graph(checkpoint: Checkpoint, plan: ExportPlan, directory: Path, scratc
         "scratch": str(scratch),
         "places": _fingerprint(plan),
     }
-    answer = run_task(__name__, "graph", request, log=scratch / "log")
+    log = scratch / "log"
+    try:
+        answer = run_task(__name__, "graph", request, log=log)
+    except EdgekilnError:
+        if log.exists():  # it goes with the folder
+            sys.stderr.write(log.read_text(encoding="utf-8", errors="backslashreplace")[-_MOST_LOG:])
+        raise
     return Tables(scratch, tuple(answer["names"]))
 
 

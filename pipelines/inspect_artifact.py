@@ -321,7 +321,7 @@ def _onnx_model(genai: Mapping[str, object], tensors: Sequence[OnnxTensor]) -> M
         head_dim=integer(decoder.get("head_size")),
         hidden_size=integer(decoder.get("hidden_size")),
         intermediate_size=max(inner, default=None),
-        experts=max((t.shape[0] for t in weights if t.role == "matrix" and len(t.shape) == 3), default=None),
+        experts=max((t.shape[0] for t in weights if len(t.shape) == 3 and "expert" in t.name), default=None),
         vocab_size=vocabulary,
         tied=(not heads or any(tensor.shared for tensor in ends)) if tables else None,
     )

@@ -14,6 +14,7 @@ import importlib.metadata
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,11 @@ from numpy.typing import NDArray
 from edgekiln.errors import StepError, UnsupportedError, UsageError, nearest
 from edgekiln.ggml_library import DISTRIBUTION, find_library, load_library
 from edgekiln.grids import BlockGrid, BlockRows, Grid, QuantizedRows
+
+#: Sums of squares with a larger importance overflow in ggml.
+_MOST_IMPORTANT: Final = 1e30
+#: All block types have a multiple of so many weights.
+_LEAST_BLOCK: Final = 32
 
 
 @functools.cache
@@ -81,8 +87,13 @@ def _checked_importance(importance: NDArray[np.float32], columns: int) -> NDArra
         raise UsageError(
             f"an importance matrix of shape {list(importance.shape)} is not one number for {columns} columns"
         )
-    if not (np.isfinite(importance).all() and (importance >= 0).all()):
+    if not ((importance >= 0) & (importance <= _MOST_IMPORTANT)).all():  # NaN is neither
         raise UsageError("an importance matrix holds numbers that are negative, NaN or infinite; collect it again")
+    if not importance.reshape(-1, _LEAST_BLOCK).any(axis=1).all():
+        raise UsageError(
+            f"an importance matrix has {_LEAST_BLOCK} columns in a row that do not count at all, whose weights ggml "
+            "would make zero; give columns that nothing was multiplied with the importance of the others"
+        )
     return np.ascontiguousarray(importance, dtype=np.float32)
 
 
@@ -111,7 +122,7 @@ class Ggml:
 
         Raises:
             UsageError: The grid is no `BlockGrid`, a row does not divide into its blocks, or the importance is not one
-                finite number that is not negative for each column.
+                finite number that is not negative for each column, or leaves out 32 columns in a row.
             StepError: A weight is NaN or infinite, or too large for the grid's float16 scales.
         """
         if not isinstance(grid, BlockGrid):

@@ -179,3 +179,38 @@ def test_a_dense_model_has_no_mixtures_and_a_mixture_has_some(models: dict[str, 
     other = make_checkpoint(tmp_path / "c", "qwen3_moe", num_layers=3, tied=False, config=all_sparse)
     assert "metadata/experts" in findings(open_checkpoint(str(other)), tmp_path / "o")
     assert EXPORTERS["onnx"].plan(checkpoint, Scheme("int4")).notes == ()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_one_expert_is_as_good_as_many(tmp_path: Path, precision: str) -> None:
+    config = {"num_experts": 1, "num_experts_per_tok": 1}
+    checkpoint = open_checkpoint(str(make_checkpoint(tmp_path / "c", "qwen3_moe", num_layers=1, config=config)))
+    export(checkpoint, "onnx", Scheme(precision), tmp_path / "o")
+    assert findings(checkpoint, tmp_path / "o") == {}
+
+
+def many_bits(graph: Any) -> None:
+    attribute(mixtures(graph)[0], "expert_weight_bits").i = 1 << 62
+
+
+def no_outputs(graph: Any) -> None:
+    del mixtures(graph)[0].output[:]
+
+
+def infinitely_many(graph: Any) -> None:
+    found = attribute(mixtures(graph)[0], "k")
+    found.type, found.f = onnx.AttributeProto.FLOAT, float("inf")
+
+
+@pytest.mark.parametrize("change", [many_bits, no_outputs, infinitely_many])
+def test_impossible_nodes_are_told_and_nothing_breaks(
+    models: dict[str, Checkpoint], tmp_path: Path, change: Any
+) -> None:
+    export(models["qwen2_moe"], "onnx", Scheme("int8"), tmp_path / "o")
+    change_graph(tmp_path / "o", change)
+    kind, family = identify(tmp_path / "o"), models["qwen2_moe"].family
+    found = check_structure(
+        kind, models["qwen2_moe"].config, architecture=family.gguf_architecture, genai_type=family.genai_type
+    )
+    outcomes = {check.outcome for check in (*found.checks, *audit(kind, models["qwen2_moe"]).checks)}
+    assert outcomes - {"pass"}

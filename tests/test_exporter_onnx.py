@@ -229,6 +229,24 @@ def test_a_graph_made_in_a_process_of_its_own_is_the_same(checkpoint, tmp_path, 
     assert found == {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()}
 
 
+def test_a_graph_that_cannot_be_made_ends_the_writing(tmp_path, monkeypatch):
+    def broken(*_):
+        raise StepError("no graph")
+
+    monkeypatch.setattr("edgekiln.exporters.onnx.make_graph", broken)
+    checkpoint, done = open_checkpoint(EMBEDDED), []
+
+    def slow(rows, grid):
+        done.append(rows.shape)
+        return quantize(rows, grid)
+
+    (tmp_path / "out").mkdir()
+    exporter = Onnx(threads=1, chunk_weights=1000)
+    with pytest.raises(StepError, match="no graph"):
+        exporter.write(checkpoint, exporter.plan(checkpoint, Scheme("int4")), tmp_path / "out", slow)
+    assert len(done) < 100  # of some thousand chunks
+
+
 def test_a_checkpoint_that_changes_under_the_process_of_the_graph_is_told(tmp_path, monkeypatch):
     make_checkpoint(tmp_path / "c", num_layers=2)
     checkpoint = open_checkpoint(str(tmp_path / "c"))

@@ -61,6 +61,9 @@ def test_importance_brings_the_error_to_the_columns_that_count_least(name: str) 
         (np.ones((1, 256), np.float32), "of shape .1, 256. is not one number"),
         (np.full(256, -1, np.float32), "negative, NaN or infinite"),
         (np.full(256, np.nan, np.float32), "negative, NaN or infinite"),
+        (np.full(256, 3e38, np.float32), "negative, NaN or infinite"),
+        (np.zeros(256, np.float32), "32 columns in a row that do not count"),
+        (np.repeat(np.float32([0, 1]), [64, 192]), "32 columns in a row that do not count"),
     ],
 )
 def test_an_importance_that_is_none_is_refused(importance: NDArray[np.float32], message: str) -> None:

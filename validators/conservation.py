@@ -13,7 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -27,6 +27,7 @@ from edgekiln.validators.base import CheckResult, Finding, Severity
 from edgekiln.validators.conservation_causes import (
     FIXES,
     Cause,
+    Limits,
     Suspect,
     error_of,
     find_cause,
@@ -60,6 +61,8 @@ _JOB_WEIGHTS: Final = 1 << 24
 _WORST_TENSORS: Final = 10
 #: Tensors of one shape that one which differs is compared with.
 _MOST_OTHERS: Final = 400
+#: Tensors that those without a known name are compared with, in all.
+_MOST_CANDIDATES: Final = 200_000
 #: Findings of one id that are listed one by one.
 _MAX_FINDINGS: Final = 200
 #: A factor that differs by less is not told from rounding.
@@ -109,18 +112,35 @@ class Audit:
 
 
 @dataclass(frozen=True)
+class _Probe:
+    """What some rows of a piece say, without the rows: a model of many experts has tens of thousands of pieces.
+
+    Attributes:
+        error: Relative error of the rows.
+        limits: What the type explains of it.
+        factor: The best factor between source and artifact, by that which the type's own rounding has.
+        weights: How many weights were looked at.
+    """
+
+    error: float
+    limits: Limits
+    factor: float
+    weights: int
+
+
+@dataclass(frozen=True)
 class _Measured:
     """A piece that was compared."""
 
     piece: Piece
     sums: RowSums
-    suspect: Suspect = field(repr=False)
+    probe: _Probe
 
     @property
     def ratio(self) -> float:
         """Error of the rows looked at over the expected one; 1 where none is expected."""
-        expected = self.suspect.limits.expected
-        return self.suspect.error / expected if expected > 0 else 1.0
+        expected = self.probe.limits.expected
+        return self.probe.error / expected if expected > 0 else 1.0
 
 
 def audit(
@@ -175,6 +195,7 @@ class _Auditor:
     ) -> None:
         self.checkpoint, self.reader, self.chunk_weights = checkpoint, reader, chunk_weights
         self.findings: list[Finding] = []
+        self.causes_sought = self.candidates_tried = 0
         self.by_shape: dict[tuple[int, ...], list[TensorInfo]] = {}
         for info in checkpoint.tensors.values():
             self.by_shape.setdefault(info.shape, []).append(info)
@@ -214,6 +235,9 @@ class _Auditor:
             return Claim(computed=weight.unreadable is None)
         best: tuple[float, tuple[str, ...]] = (0.5, ())
         for sources in self._candidates(weight):
+            if self.candidates_tried == _MOST_CANDIDATES:
+                break
+            self.candidates_tried += 1
             error = error_of(*self._few_rows(weight, sources))
             error += 1e-6 * any(source in taken for source in sources)
             if error < best[0]:
@@ -310,15 +334,18 @@ class _Auditor:
             sums = list(
                 pool.map(lambda job: compare_rows(job[0], self.reader, job[1], chunk_weights=self.chunk_weights), jobs)
             )
-            suspects = list(
-                pool.map(lambda piece: suspect_of(piece, self.reader, even_blocks(piece.rows, _PROBE_ROWS)), pieces)
-            )
+            probes = list(pool.map(self._probe, pieces))
         joined: dict[Piece, list[RowSums]] = {}
         for (piece, _), part in zip(jobs, sums, strict=True):
             joined.setdefault(piece, []).append(part)
-        return [
-            _Measured(piece, _join(joined[piece]), suspect) for piece, suspect in zip(pieces, suspects, strict=True)
-        ]
+        return [_Measured(piece, _join(joined[piece]), probe) for piece, probe in zip(pieces, probes, strict=True)]
+
+    def _suspect(self, piece: Piece) -> Suspect:
+        return suspect_of(piece, self.reader, even_blocks(piece.rows, _PROBE_ROWS))
+
+    def _probe(self, piece: Piece) -> _Probe:
+        rows = self._suspect(piece)
+        return _Probe(rows.error, rows.limits, scale_of(rows.artifact, rows.source) / rows.scale, rows.source.size)
 
     # --- Judging --------------------------------------------------------------------------------------------------
 
@@ -353,29 +380,32 @@ class _Auditor:
         return _finding(name, severity, piece.weight.name, detail)
 
     def _verdict(self, item: _Measured, peer_limit: float) -> tuple[Cause, Severity] | None:
-        suspect, piece = item.suspect, item.piece
+        probe, piece = item.probe, item.piece
         if item.sums.broken:
             return Cause("conservation/overflow", f"has {item.sums.broken} values that are NaN or infinite"), "error"
         if (far := self._far_rows(item)) is not None:
             return far
-        error = suspect.error
-        factor = scale_of(suspect.artifact, suspect.source) / suspect.scale
-        scaled = abs(factor - 1) > _scale_limit(suspect)
+        error, limits, factor = probe.error, probe.limits, probe.factor
+        scaled = abs(factor - 1) > _scale_limit(probe, piece)
         unlike = not piece.weight.is_float and item.ratio > peer_limit
-        if error <= suspect.limits.warning and not scaled and not unlike:
+        if error <= limits.warning and not scaled and not unlike:
             return None
-        cause = self._cause(suspect) if error > suspect.limits.warning or unlike else None
-        if cause is None and scaled and error <= suspect.limits.error:
+        cause = self._cause(self._suspect(piece)) if error > limits.warning or unlike else None
+        if cause is None and scaled and error <= limits.error:
             cause = Cause("conservation/scale", f"is {factor:.4g} times the checkpoint's")
         if cause is not None:
             return cause, "error"
-        detail = f"differs by {error:.3g}, where rounding to {piece.weight.type} explains {suspect.limits.expected:.3g}"
+        detail = f"differs by {error:.3g}, where rounding to {piece.weight.type} explains {limits.expected:.3g}"
         if item.sums.cosine < _STRANGE:
             detail = f"is no tensor of the checkpoint (its cosine with {piece.source.name} is {item.sums.cosine:.3f})"
-        severe = error > suspect.limits.error or unlike
+        severe = error > limits.error or unlike
         return Cause("conservation/altered", detail), "error" if severe else "warning"
 
     def _cause(self, suspect: Suspect) -> Cause | None:
+        """Return why rows differ; of more tensors than findings are listed nobody asks."""
+        if self.causes_sought == _MAX_FINDINGS:
+            return None
+        self.causes_sought += 1
         source = suspect.piece.source
         layer, part = split_layer(source.name)
         others = [info for info in self.by_shape[source.shape] if info.name != source.name]
@@ -385,10 +415,10 @@ class _Auditor:
 
     def _far_rows(self, item: _Measured) -> tuple[Cause, Severity] | None:
         """Look at the rows that differ most; some may be wrong where the tensor as a whole is not."""
-        suspect, errors = item.suspect, item.sums.row_errors()
-        if item.piece.rows < 2 or suspect.error > suspect.limits.error:
+        probe, errors = item.probe, item.sums.row_errors()
+        if item.piece.rows < 2 or probe.error > probe.limits.error:
             return None
-        limit = 1.5 * suspect.limits.expected + _LEAST_SCALE
+        limit = 1.5 * probe.limits.expected + _LEAST_SCALE
         far = np.flatnonzero(errors > limit)
         if not far.size:
             return None
@@ -494,19 +524,19 @@ def _join(parts: Sequence[RowSums]) -> RowSums:
     )
 
 
-def _scale_limit(suspect: Suspect) -> float:
+def _scale_limit(probe: _Probe, piece: Piece) -> float:
     """Return how far from 1 a factor may be: rounding for the least square error shrinks by the square of the error."""
-    if suspect.piece.weight.is_float:
+    if piece.weight.is_float:
         return math.inf  # the error itself tells
-    expected = suspect.limits.expected
-    return max(_LEAST_SCALE, 1.1 * expected**2, 6 * expected / math.sqrt(max(1, suspect.source.size)))
+    expected = probe.limits.expected
+    return max(_LEAST_SCALE, 1.1 * expected**2, 6 * expected / math.sqrt(max(1, probe.weights)))
 
 
 def _peer_limits(measured: Sequence[_Measured]) -> Mapping[str, float]:
     """Return by type how much error over the expected one is unlike all others of it; only where those are alike."""
     ratios: dict[str, list[float]] = {}
     for item in measured:
-        if not item.piece.weight.is_float and item.suspect.limits.expected > 0:
+        if not item.piece.weight.is_float and item.probe.limits.expected > 0:
             ratios.setdefault(item.piece.weight.type, []).append(item.ratio)
     found = {}
     for name, values in ratios.items():

@@ -239,8 +239,10 @@ class _Layer:
                     tell = functools.partial(_tell, observe, self._tensors[f"{name}.weight"].name)
                     stack.callback(part.register_forward_pre_hook(tell).remove)
             self._observe = observe
-            yield
-        self._observe = None
+            try:
+                yield
+            finally:
+                self._observe = None
 
     def _tell_expert(self, expert: int, part: str, states: Any) -> None:
         if self._observe is not None:
@@ -358,9 +360,8 @@ class LayeredModel:
     def activations(self, sequences: Sequence[Sequence[int]], observe: Observer) -> None:
         """Call `observe` with what every matrix is multiplied with, layer by layer, in blocks of positions.
 
-        Matrices with the same input are told of each; an expert is told of the positions that go to it, and routers,
-        which nothing quantizes, are left out. A tied head goes by the name of the embeddings. The array is valid until
-        `observe` returns.
+        Matrices with the same input are told of each; an expert is told of the positions that go to it, and routers are
+        left out. A tied head goes by the name of the embeddings. The array is valid until `observe` returns.
 
         Args:
             sequences: Token ids.

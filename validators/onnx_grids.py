@@ -109,8 +109,8 @@ class IntegerTable:
         group = attributes.get("block_size", 0) or columns
         _extents(experts=experts, rows=rows, columns=columns, block_size=group)
         return cls(
-            experts * rows, columns, bits, group, 1 << (bits - 1), columns, codes, parts["scales"],
-            parts.get("zero_points"), unreadable=problem,
+            experts * rows, columns, bits, group, 1 << (bits - 1) if bits in _READABLE_BITS else 0, columns, codes,
+            parts["scales"], parts.get("zero_points"), unreadable=problem,
         )  # fmt: skip
 
     @classmethod

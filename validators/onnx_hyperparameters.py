@@ -7,6 +7,7 @@ these (an attention made of single products, a cosine computed at run time) is N
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,18 +192,19 @@ def _label(node: Any) -> str:
 
 
 def _count(values: Mapping[str, float], key: str | None) -> int | None:
-    return int(values[key]) if key is not None and key in values else None
+    value = values.get(key) if key is not None else None
+    return value if isinstance(value, int) else None
 
 
 def _attention(node: Any, names: tuple[str, str | None]) -> Attention:
     values = _numbers(node)
-    window, scale = values.get("local_window_size", -1), values.get("scale", 0.0)
+    window, scale = _count(values, "local_window_size") or -1, values.get("scale", 0.0)
     return Attention(
         _label(node),
         _count(values, names[0]),
         _count(values, names[1]),
         scale or None,
-        int(window) if window > 0 else None,
+        window if window > 0 else None,
         values.get("softcap") or None,
         bool(values.get("rotary_interleaved")),
         bool(values.get(_CAUSAL.get(node.op_type, ""), 1)),
@@ -216,8 +218,13 @@ class _Graph:
         self.model = model
         self.stored = {tensor.name: tensor for tensor in model.graph.initializer}
         self.makers: dict[str, Any] = {}
+        #: What a value is multiplied with, by its name.
+        self.factors: dict[str, list[str]] = {}
         for node in _nodes(model.graph):
             self.makers.update(dict.fromkeys(node.output, node))
+            if node.op_type == "Mul" and len(node.input) == 2:
+                for one, other in (node.input, reversed(node.input)):
+                    self.factors.setdefault(one, []).append(other)
 
     def constant(self, name: str) -> Any | None:
         """Return the tensor behind a value that is a constant, or None."""
@@ -247,9 +254,9 @@ def _mixture(graph: _Graph, node: Any) -> MixtureNode:
     return MixtureNode(
         _label(node),
         int(matrix.dims[0]) if matrix is not None and len(matrix.dims) else None,
-        int(values.get("k", 1)),
+        _count(values, "k") or 1,
         _is_normalized(graph, node, bool(values.get("normalize_routing_weights"))),
-        texts.get("activation_type") == b"swiglu" and plain and "swiglu_limit" not in values,
+        texts.get("activation_type") == b"swiglu" and plain and math.isinf(values.get("swiglu_limit", math.inf)),
     )
 
 
@@ -262,12 +269,11 @@ def _is_normalized(graph: _Graph, node: Any, asked: bool) -> bool:
     weighted = len(node.input) > _ROUTER_WEIGHTS and bool(node.input[_ROUTER_WEIGHTS])
     if not asked and (node.op_type == "MoE" or weighted):
         return False
-    for user in graph.model.graph.node:
-        if user.op_type == "Mul" and node.output[0] in user.input:
-            makers = [graph.makers.get(name) for name in user.input if name != node.output[0]]
-            sums = [maker for maker in makers if maker is not None and maker.op_type == "ReduceSum"]
-            summed = [graph.makers.get(maker.input[0]) for maker in sums if maker.input]
-            if any(maker is not None and maker.op_type == "TopK" for maker in summed):
+    for factor in graph.factors.get(node.output[0], ()) if node.output else ():
+        maker = graph.makers.get(factor)
+        if maker is not None and maker.op_type == "ReduceSum" and maker.input:
+            summed = graph.makers.get(maker.input[0])
+            if summed is not None and summed.op_type == "TopK":
                 return False
     return True
 

@@ -195,29 +195,33 @@ class _Collector:
         name, _, rounding = FLOATS[part.type]
         unused: set[tuple[Use, bool]] = {("matrix", False)}
         uses = sorted(self._uses(part.name) if self._readers.get(part.name) else unused)
-        shape = tuple(extent for extent in part.shape if extent != 1) or (1,)
         place = ((part.place, part.nbytes),)
+        if (experts := self._experts(part, name, rounding)) is not None:
+            yield experts
+            return
+        shape = tuple(extent for extent in part.shape if extent != 1) or (1,)
         if len(shape) == 1:
             if uses:
                 rows = functools.partial(_vector, part)
                 yield Weight(part.name, shape, name, "vector", place, rows, rounding)
             return
         if len(shape) > 2:
-            yield self._experts(part, shape, name, rounding)
+            yield Weight(part.name, shape, name, "matrix", place, _nothing, unchanged, 1, "it has three dimensions")
             return
         for use, turned in uses:
             rows = functools.partial(_turned if turned else _straight, part, *shape)
             yield Weight(part.name, shape[::-1] if turned else shape, name, use, place, rows, rounding)
 
-    def _experts(self, part: Part, shape: tuple[int, ...], name: str, rounding: Rounding) -> Weight:
-        """Return plain numbers of three dimensions: the matrices of experts, one below the other."""
-        place = ((part.place, part.nbytes),)
+    def _experts(self, part: Part, name: str, rounding: Rounding) -> Weight | None:
+        """Return plain numbers that are the matrices of experts, one below the other; None for others."""
+        if len(part.shape) != 3:
+            return None
         nodes = [reading for reading in self._readings(part.name) if reading.node.op_type == "MoE"]
-        if len(shape) != 3 or not nodes or nodes[0].turned:
-            return Weight(part.name, shape, name, "matrix", place, _nothing, unchanged, 1, "it has three dimensions")
-        flat = (shape[0] * shape[1], shape[2])
+        if not nodes or nodes[0].turned:
+            return None
+        place, flat = ((part.place, part.nbytes),), (part.shape[0] * part.shape[1], part.shape[2])
         weight = Weight(part.name, flat, name, "matrix", place, functools.partial(_straight, part, *flat), rounding)
-        return _in_order(weight, nodes[0].node, shape[1]) if nodes[0].index == _MOE_FIRST else weight
+        return _in_order(weight, nodes[0].node, part.shape[1]) if nodes[0].index == _MOE_FIRST else weight
 
     def _uses(self, name: str) -> set[tuple[Use, bool]]:
         """Return what a tensor is used as, and whether its rows are the columns of the weight."""

@@ -332,9 +332,10 @@ def _sliding(config: _Fields, reading: Reading, layers: int) -> tuple[int | None
 def _experts(config: _Fields, usual: ExpertDefaults, layers: int) -> Experts | None:
     """Return the experts and the layers that have them."""
     step = config.count("decoder_sparse_step", 1)
-    dense = config.values.get("mlp_only_layers") or []
-    if not isinstance(dense, list) or not all(type(layer) is int and 0 <= layer < layers for layer in dense):
+    listed = config.values.get("mlp_only_layers") or []
+    if not isinstance(listed, list) or not all(type(layer) is int and 0 <= layer < layers for layer in listed):
         raise CheckpointError(f"{config.path}: mlp_only_layers must be a list of layers from 0 to {layers - 1}")
+    dense = frozenset(listed)
     key = "num_local_experts" if config.values.get("num_experts") is None else "num_experts"
     count = config.count(key, usual.count)
     if step == 0 and count:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, Self, TypeAlias
@@ -132,4 +133,5 @@ def _matching(pattern: str, names: Sequence[str]) -> list[str]:
         raise UsageError(
             f"the override {pattern[:60]!r} stands for more than {_MAX_EXPANSIONS} names; use * instead of long lists"
         ) from None
-    return [name for name in names if any(fnmatch.fnmatchcase(name, each) for each in plain)]
+    matches = re.compile("|".join(map(fnmatch.translate, plain))).match
+    return [name for name in names if matches(name)]
