@@ -28,7 +28,7 @@ from edgekiln.exporters.gguf_metadata import (
     context_length,
 )
 from edgekiln.exporters.gguf_mix import MIXES, Mix, check_group_size, choose, find_mix, tensor_bytes
-from edgekiln.exporters.gguf_names import fused_sources
+from edgekiln.exporters.gguf_names import gguf_name
 from edgekiln.exporters.gguf_size import artifact_size
 from edgekiln.exporters.gguf_tokenizer import read_vocabulary
 from edgekiln.exporters.shards import divide, numbered
@@ -222,21 +222,19 @@ def _check_experts(checkpoint: Checkpoint) -> None:
     Raises:
         UnsupportedError: Says what, and what to use instead.
     """
-    config, assumed = checkpoint.config, checkpoint.family.gguf_experts
+    assumed, name = checkpoint.family.gguf_experts, checkpoint.family.gguf_architecture
     if assumed is None:
         return
-    name, dense = (
-        checkpoint.family.gguf_architecture,
-        config.num_layers - len(config.experts.layers if config.experts else ()),
-    )
-    if config.experts is None or dense:
+    experts, layers = checkpoint.config.experts, checkpoint.config.num_layers
+    dense = layers - len(experts.layers if experts else ())
+    if experts is None or dense:
         raise UnsupportedError(
-            f"{checkpoint.source} has no experts in {dense} of its {config.num_layers} layers (decoder_sparse_step, "
+            f"{checkpoint.source} has no experts in {dense} of its {layers} layers (decoder_sparse_step, "
             f"mlp_only_layers), but llama.cpp's {name} has them in all; use onnx"
         )
-    if config.experts.normalized is not assumed.normalized:
+    if experts.normalized is not assumed.normalized:
         raise UnsupportedError(
-            f"{checkpoint.source} has norm_topk_prob {str(config.experts.normalized).lower()}, but llama.cpp's {name} "
+            f"{checkpoint.source} has norm_topk_prob {str(experts.normalized).lower()}, but llama.cpp's {name} "
             f"computes {str(assumed.normalized).lower()} whatever a file says; use onnx"
         )
 
@@ -260,14 +258,15 @@ def _tensor_names(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
     Raises:
         CheckpointError: llama.cpp has no name for one of them.
     """
-    names: dict[str, tuple[str, ...]] = {}
-    for name, sources in fused_sources(checkpoint.family, checkpoint.tensors).items():
+    names: dict[str, list[str]] = {}
+    for source in checkpoint.tensors:
+        name = gguf_name(checkpoint.family, source)
         if name is None:
             raise CheckpointError(
-                f"{checkpoint.directory}: GGUF has no name for {sources[0]} of a {checkpoint.config.model_type} model"
+                f"{checkpoint.directory}: GGUF has no name for {source} of a {checkpoint.config.model_type} model"
             )
-        names[name] = tuple(sources)
-    return names
+        names.setdefault(name, []).append(source)
+    return {name: tuple(sources) for name, sources in names.items()}
 
 
 def _headers(checkpoint: Checkpoint, plan: ExportPlan) -> dict[str, bytes]:

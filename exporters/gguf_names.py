@@ -7,7 +7,7 @@ test compares the two), which planning has no use for: importing gguf takes a te
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
@@ -31,11 +31,3 @@ def gguf_name(family: Family, source: str) -> str | None:
     match = _LAYER.fullmatch(stem)
     role = match and family.gguf_layer.get(_EXPERT.sub(EXPERT, match[2]))
     return f"blk.{match[1]}.{role}.{suffix}" if match and role else None
-
-
-def fused_sources(family: Family, sources: Iterable[str]) -> dict[str | None, list[str]]:
-    """Return the tensors of the checkpoint by llama.cpp's names, experts in their order; None is the name of others."""
-    names: dict[str | None, list[str]] = {}
-    for source in sources:
-        names.setdefault(gguf_name(family, source), []).append(source)
-    return names

@@ -134,7 +134,9 @@ class Onnx:
             TensorFiles(directory, layout(placed), journal) as files,
             ThreadPoolExecutor(1, thread_name_prefix="graph") as aside,
         ):
-            graph = aside.submit(make_graph, checkpoint, plan, directory, scratch)  # the weights go on meanwhile
+            graph = aside.submit(
+                make_graph, checkpoint, plan, placed, directory, scratch
+            )  # the weights go on meanwhile
 
             def watched(rows: NDArray[np.float32], grid: Grid) -> QuantizedRows:
                 if graph.done():

@@ -15,8 +15,7 @@ GATE_UP_EXPERTS: Final = "experts.gate_up_proj.weight"
 DOWN_EXPERTS: Final = "experts.down_proj.weight"
 #: How the names end of what is multiplied to decide which experts compute, and how much the shared one counts.
 ROUTERS: Final = (".mlp.gate.weight", ".mlp.shared_expert_gate.weight")
-_EXPERT: Final = re.compile(r"(.+\.mlp\.)experts\.\d+\.(gate|up|down)_proj\.weight")
-_FIRST: Final = re.compile(r"(.+\.mlp\.)experts\.0\.gate_proj\.weight")
+_EXPERT: Final = re.compile(r"(.+\.mlp\.)experts\.(\d+\.(?:gate|up|down)_proj\.weight)")
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,9 @@ def fusions(checkpoint: Checkpoint, provider: OnnxProvider) -> Iterator[Fusion]:
     """
     packed = provider.rotates_in_attention and not checkpoint.family.qk_norm
     for source in checkpoint.tensors:
-        if _EXPERT.fullmatch(source):
-            if first := _FIRST.fullmatch(source):
-                yield from _of_experts(checkpoint, first[1])
+        if expert := _EXPERT.fullmatch(source):
+            if expert[2] == "0.gate_proj.weight":  # the first of the layer stands for all
+                yield from _of_experts(checkpoint, expert[1])
         elif packed and ".self_attn.q_proj." in source:
             parts = tuple(source.replace("q_proj", part) for part in ("q_proj", "k_proj", "v_proj"))
             yield Fusion(source.replace("q_proj", "qkv_proj"), parts)

@@ -85,12 +85,11 @@ def graph_size(checkpoint: Checkpoint, plan: ExportPlan) -> int:
         raise UnsupportedError(
             f"the size of a {config.model_type} graph for {plan.device.execution_provider} is not known"
         )
-    experts = config.experts
-    constant, *dense = _GRAPHS[key]
-    constant, *sparse = (constant, *dense) if experts is None else _WITH_EXPERTS[config.model_type, kind]
-    size = constant
+    experts, dense = config.experts, _GRAPHS[key]
+    sparse = dense if experts is None else _WITH_EXPERTS[config.model_type, kind]
+    size = sparse[0]
     for layer in range(config.num_layers):
-        per_layer, per_digit = dense if config.experts_of(layer) is None else sparse
+        _, per_layer, per_digit = dense if config.experts_of(layer) is None else sparse
         size += per_layer + per_digit * (len(str(layer)) - 1)
     if experts is not None and not experts.normalized:
         size += _UNNORMALIZED * len(experts.layers)

@@ -59,12 +59,15 @@ def scratch_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def make_graph(checkpoint: Checkpoint, plan: ExportPlan, directory: Path, scratch: Path) -> Tables:
+def make_graph(
+    checkpoint: Checkpoint, plan: ExportPlan, placed: Mapping[str, Placed], directory: Path, scratch: Path
+) -> Tables:
     """Write model.onnx into a directory, here or in a process of its own; the bytes are the same.
 
     Args:
         checkpoint: The source.
         plan: What `Onnx.plan` decided.
+        placed: Where its tensors lie.
         directory: Of the artifact.
         scratch: See `scratch_folder`.
 
@@ -72,7 +75,7 @@ def make_graph(checkpoint: Checkpoint, plan: ExportPlan, directory: Path, scratc
         StepError: The graph cannot be made.
     """
     if checkpoint.weight_count < APART_WEIGHTS:
-        return write_graph(checkpoint, plan, directory, scratch)
+        return write_graph(checkpoint, plan, placed, directory, scratch)
     request = {
         "checkpoint": str(checkpoint.directory.absolute()),
         "source": checkpoint.source,
@@ -80,7 +83,7 @@ def make_graph(checkpoint: Checkpoint, plan: ExportPlan, directory: Path, scratc
         "device": dataclasses.asdict(plan.device),
         "directory": str(directory.absolute()),
         "scratch": str(scratch),
-        "places": _fingerprint(plan),
+        "places": _fingerprint(placed),
     }
     log = scratch / "log"
     try:
@@ -92,7 +95,9 @@ def make_graph(checkpoint: Checkpoint, plan: ExportPlan, directory: Path, scratc
     return Tables(scratch, tuple(answer["names"]))
 
 
-def write_graph(checkpoint: Checkpoint, plan: ExportPlan, directory: Path, scratch: Path) -> Tables:
+def write_graph(
+    checkpoint: Checkpoint, plan: ExportPlan, placed: Mapping[str, Placed], directory: Path, scratch: Path
+) -> Tables:
     """Write model.onnx into a directory, in this process. See `make_graph`."""
     import numpy as np
     import onnx_ir as ir
@@ -101,7 +106,7 @@ def write_graph(checkpoint: Checkpoint, plan: ExportPlan, directory: Path, scrat
     from edgekiln.exporters.onnx_portable import make_portable
     from edgekiln.exporters.onnx_rewrite import Rewriter
 
-    provider, placed = PROVIDERS[plan.device.execution_provider], _placed(plan)
+    provider = PROVIDERS[plan.device.execution_provider]
     model = build_float_graph(checkpoint.config, provider)
     if provider.genai_name is not None:
         make_portable(model)
@@ -115,12 +120,8 @@ def write_graph(checkpoint: Checkpoint, plan: ExportPlan, directory: Path, scrat
     return Tables(scratch, tuple(computed))
 
 
-def _placed(plan: ExportPlan) -> Mapping[str, Placed]:
-    return place(plan.tensors, most=plan.scheme.split_max_size)
-
-
-def _fingerprint(plan: ExportPlan) -> str:
-    return layout(_placed(plan)).fingerprint("")
+def _fingerprint(placed: Mapping[str, Placed]) -> str:
+    return layout(placed).fingerprint("")
 
 
 def _graph(request: Json) -> Json:
@@ -130,11 +131,12 @@ def _graph(request: Json) -> Json:
     # The identity, which nothing here asks for, is of no use to a graph.
     checkpoint = open_resolved(request["source"], Path(request["checkpoint"]), None, with_text=False, identity="")
     plan = Onnx().plan(checkpoint, Scheme.parse(request["scheme"]), Device(**request["device"]))
-    if _fingerprint(plan) != request["places"]:
+    placed = place(plan.tensors, most=plan.scheme.split_max_size)
+    if _fingerprint(placed) != request["places"]:
         raise StepError(
             f"{checkpoint.directory} changed while it was exported; export it again when nothing writes to it"
         )
-    tables = write_graph(checkpoint, plan, Path(request["directory"]), Path(request["scratch"]))
+    tables = write_graph(checkpoint, plan, placed, Path(request["directory"]), Path(request["scratch"]))
     return {"names": tables.names}
 
 

@@ -25,7 +25,7 @@ from edgekiln.grids import QuantizedRows
 from edgekiln.host import logical_cores
 from edgekiln.safetensors import TensorInfo, TensorReader, widen
 from edgekiln.tensor_files import Bytes, TensorFiles
-from edgekiln.tensors import NO_DEFECTS, Defects, convert_rows, count_defects
+from edgekiln.tensors import NO_DEFECTS, SAFETENSORS_NAME, Defects, convert_rows, count_defects
 
 _T = TypeVar("_T", bound=np.generic)
 #: Weights of one chunk, rounded to whole rows: 4 MB of float32.
@@ -148,7 +148,7 @@ def _make_chunk(reader: TensorReader, piece: Piece, quantize: Quantize, pack: Pa
     through = storage if isinstance(storage, str) else piece.tensor.through
     if through is not None:
         raws = [convert_rows(raw, dtype, through) for raw, dtype in zip(raws, dtypes, strict=True)]
-        dtypes = [_SAFETENSORS_NAME[through]] * len(raws)
+        dtypes = [SAFETENSORS_NAME[through]] * len(raws)
         defects = tuple(Defects(overflowed=count_defects(raw, dtypes[0]).infinite) for raw in raws)
         if any(defects):
             return Chunk((), defects)
@@ -166,9 +166,6 @@ def _make_chunk(reader: TensorReader, piece: Piece, quantize: Quantize, pack: Pa
 def _in_turn(rows: list[NDArray[_T]]) -> NDArray[_T]:
     """Return the rows of arrays of one shape, one of each in turn."""
     return rows[0] if len(rows) == 1 else np.stack(rows, axis=1).reshape(-1, rows[0].shape[-1])
-
-
-_SAFETENSORS_NAME: Final = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 def little_endian(values: NDArray[np.generic]) -> memoryview:

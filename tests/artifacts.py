@@ -12,11 +12,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekiln.checkpoint import open_checkpoint
+from edgekiln.checkpoint import Checkpoint, open_checkpoint
 from edgekiln.exporters import EXPORTERS
+from edgekiln.grids import FloatDtype, Grid
 from edgekiln.model_config import ModelConfig
-from edgekiln.quantizers import quantize
+from edgekiln.quantizers import quantize, quantizer_for
+from edgekiln.safetensors import widen
 from edgekiln.scheme import Scheme
+from edgekiln.tensors import SAFETENSORS_NAME, convert_rows
 
 
 @functools.cache
@@ -104,3 +107,13 @@ def transformers_logits(directory: Path, tokens: list[int]) -> NDArray[np.float3
     with torch.no_grad():
         logits: NDArray[np.float32] = model(torch.tensor([tokens])).logits[0].numpy()
     return logits
+
+
+def stored_rows(checkpoint: Checkpoint, source: str, storage: Grid | FloatDtype) -> NDArray[np.float32]:
+    """Return what an artifact holds of a tensor of the checkpoint in this storage, as its quantizer says."""
+    info = checkpoint.tensors[source]
+    with checkpoint.reader() as reader:
+        if not isinstance(storage, str):
+            quantizer = quantizer_for(storage)
+            return quantizer.dequantize(quantizer.quantize(reader.rows(info, 0, info.rows), storage))
+        return widen(convert_rows(reader.raw_rows(info, 0, info.rows), info.dtype, storage), SAFETENSORS_NAME[storage])

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from artifacts import gguf_file, llama_logits, onnx_logits, transformers_logits
+from artifacts import gguf_file, llama_logits, onnx_logits, stored_rows, transformers_logits
 from checkpoints import change_weights, make_checkpoint, write_safetensors
 from edgekiln.checkpoint import Checkpoint, open_checkpoint
 from edgekiln.device import Device
@@ -22,7 +22,7 @@ from edgekiln.exporters.base import ExportPlan
 from edgekiln.exporters.onnx import Onnx
 from edgekiln.grids import QuantizedRows
 from edgekiln.pipelines.export import export
-from edgekiln.quantizers import quantize, quantizer_for
+from edgekiln.quantizers import quantize
 from edgekiln.scheme import Scheme
 
 TOKENS = [(7 * number * number + 3 * number) % 4000 for number in range(48)]
@@ -70,17 +70,10 @@ def test_llama_cpp_computes_what_transformers_does(tmp_path: Path, name: str, ti
 def rebuilt(checkpoint: Checkpoint, plan: ExportPlan, directory: Path) -> Path:
     """Write a checkpoint of the values that the quantizer says it stores, and return its directory."""
     tensors: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
-    with checkpoint.reader() as reader:
-        for tensor in plan.tensors:
-            for source in tensor.sources:
-                info = checkpoint.tensors[source]
-                rows = reader.rows(info, 0, info.rows)
-                if not isinstance(tensor.storage, str):
-                    quantizer = quantizer_for(tensor.storage)
-                    rows = quantizer.dequantize(quantizer.quantize(rows, tensor.storage))
-                elif tensor.storage == "float16":
-                    rows = rows.astype(np.float16).astype(np.float32)
-                tensors[source] = ("F32", info.shape, rows.astype("<f4").tobytes())
+    for tensor in plan.tensors:
+        for source in tensor.sources:
+            rows = stored_rows(checkpoint, source, tensor.storage)
+            tensors[source] = ("F32", checkpoint.tensors[source].shape, rows.astype("<f4").tobytes())
     shutil.copytree(checkpoint.directory, directory, ignore=shutil.ignore_patterns("*.safetensors*"))
     write_safetensors(directory / "model.safetensors", tensors)
     return directory

@@ -15,6 +15,7 @@ from edgekiln.checkpoint import Checkpoint, open_checkpoint
 from edgekiln.exporters import EXPORTERS
 from edgekiln.pipelines.export import export
 from edgekiln.scheme import Scheme
+from edgekiln.validators.base import CheckResult
 from edgekiln.validators.conservation import audit
 from edgekiln.validators.kinds import identify
 from edgekiln.validators.structure import check_structure
@@ -45,14 +46,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
     }
 
 
-def findings(checkpoint: Checkpoint, directory: Path) -> dict[str, str]:
-    """Return everything that structure and audit find, by id, each with a subject."""
-    kind = identify(directory)
-    family = checkpoint.family
+def all_checks(checkpoint: Checkpoint, directory: Path) -> tuple[CheckResult, ...]:
+    kind, family = identify(directory), checkpoint.family
     structure = check_structure(
         kind, checkpoint.config, architecture=family.gguf_architecture, genai_type=family.genai_type
     )
-    checks = [*structure.checks, *audit(kind, checkpoint).checks]
+    return *structure.checks, *audit(kind, checkpoint).checks
+
+
+def findings(checkpoint: Checkpoint, directory: Path) -> dict[str, str]:
+    """Return everything that structure and audit find, by id, each with a subject."""
+    checks = all_checks(checkpoint, directory)
     found = [finding for check in checks for finding in check.findings if finding.severity == "error"]
     assert bool(found) == any(check.outcome == "fail" for check in checks)
     return {finding.id: finding.subject for finding in found}
@@ -66,9 +70,10 @@ def test_a_sound_artifact_passes(models: dict[str, Checkpoint], tmp_path: Path, 
         return  # llama.cpp has none such
     export(models[name], form, scheme, tmp_path / "o")
     assert findings(models[name], tmp_path / "o") == {}
-    report = audit(identify(tmp_path / "o"), models[name])
+    report, experts = audit(identify(tmp_path / "o"), models[name]), models[name].config.experts
     assert report.conservation is not None
-    assert report.conservation.fused >= 6 * 3 * len(models[name].config.experts.layers)  # type: ignore[union-attr]
+    assert experts is not None
+    assert report.conservation.fused >= 6 * 3 * len(experts.layers)
     assert {part for layer in report.conservation.layers for part in layer.relative_errors} >= {
         "mlp.gate",
         "mlp.experts.gate_proj",
@@ -208,9 +213,5 @@ def test_impossible_nodes_are_told_and_nothing_breaks(
 ) -> None:
     export(models["qwen2_moe"], "onnx", Scheme("int8"), tmp_path / "o")
     change_graph(tmp_path / "o", change)
-    kind, family = identify(tmp_path / "o"), models["qwen2_moe"].family
-    found = check_structure(
-        kind, models["qwen2_moe"].config, architecture=family.gguf_architecture, genai_type=family.genai_type
-    )
-    outcomes = {check.outcome for check in (*found.checks, *audit(kind, models["qwen2_moe"]).checks)}
+    outcomes = {check.outcome for check in all_checks(models["qwen2_moe"], tmp_path / "o")}
     assert outcomes - {"pass"}

@@ -254,7 +254,7 @@ def test_a_checkpoint_that_changes_under_the_process_of_the_graph_is_told(tmp_pa
     plan = Onnx().plan(checkpoint, Scheme("fp16"))
     make_checkpoint(tmp_path / "c", num_layers=1)
     with scratch_folder() as scratch, pytest.raises(StepError, match="changed while it was exported"):
-        make_graph(checkpoint, plan, tmp_path, scratch)
+        make_graph(checkpoint, plan, place(plan.tensors), tmp_path, scratch)
     assert not (tmp_path / MODEL_FILE).exists()
     assert not scratch.exists()
 

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from artifacts import stored_rows
 from checkpoints import encode, make_checkpoint, write_safetensors
 from edgekiln.checkpoint import Checkpoint, open_checkpoint
 from edgekiln.device import Device
@@ -20,9 +21,7 @@ from edgekiln.exporters import EXPORTERS
 from edgekiln.exporters.base import TensorPlan
 from edgekiln.families import FAMILIES, expected_tensors
 from edgekiln.pipelines.export import export
-from edgekiln.quantizers import quantizer_for
 from edgekiln.scheme import Scheme
-from edgekiln.tensors import convert_rows
 from edgekiln.validators.kinds import identify
 from edgekiln.validators.storage import artifact_weights
 from edgekiln.validators.weight_names import claims
@@ -75,19 +74,7 @@ def any_checkpoint(directory: Path, family: str, hidden: int, dtype: str, kinds:
 
 def said(checkpoint: Checkpoint, tensor: TensorPlan) -> NDArray[np.float32]:
     """Return the values that the quantizer stores of a tensor's sources, one below the other."""
-    found = []
-    with checkpoint.reader() as reader:
-        for source in tensor.sources:
-            info = checkpoint.tensors[source]
-            if isinstance(tensor.storage, str):
-                raw = convert_rows(reader.raw_rows(info, 0, info.rows), info.dtype, tensor.storage)
-                widened = raw.astype(np.uint32) << 16 if tensor.storage == "bfloat16" else raw
-                found.append(widened.view(np.float32) if tensor.storage == "bfloat16" else widened.astype(np.float32))
-            else:
-                quantizer = quantizer_for(tensor.storage)
-                rows = reader.rows(info, 0, info.rows)
-                found.append(quantizer.dequantize(quantizer.quantize(rows, tensor.storage)))
-    return np.concatenate([rows.reshape(-1) for rows in found])
+    return np.concatenate([stored_rows(checkpoint, source, tensor.storage).reshape(-1) for source in tensor.sources])
 
 
 @pytest.mark.parametrize("case", SCHEMES)

@@ -21,6 +21,7 @@ from edgekiln.exporters.gguf_metadata import rounded_count
 from edgekiln.exporters.gguf_mix import BLOCKS, MIXES
 from edgekiln.exporters.gguf_names import gguf_name
 from edgekiln.exporters.gguf_size import header_sizes
+from edgekiln.exporters.onnx_layout import place
 from edgekiln.exporters.onnx_size import data_sizes, graph_size
 from edgekiln.families import FAMILIES, expected_tensors
 from edgekiln.model_config import Experts
@@ -121,7 +122,7 @@ def graph_bytes(checkpoint: Checkpoint, scheme: Scheme, provider: str, folder: P
     from edgekiln.exporters.onnx_task import write_graph
 
     plan = EXPORTERS["onnx"].plan(checkpoint, scheme, Device(provider))
-    write_graph(checkpoint, plan, folder, folder)
+    write_graph(checkpoint, plan, place(plan.tensors), folder, folder)
     return (folder / "model.onnx").stat().st_size
 
 

@@ -303,7 +303,7 @@ class LayeredModel:
         self._weights = RoundedWeights(checkpoint.tensors, threads=threads)
         # Its tables are computed, not stored, and the copy in the skeleton may lie on the meta device.
         self._rotary = type(decoder.rotary_emb)(config=model.config)
-        self._layers = self._make_layers(model, decoder)
+        self._layers = self._make_layers(decoder)
         norm = checkpoint.tensors[FINAL_NORM]
         self._norm = _Layer(decoder.norm, {"weight": norm}, _buffers({"weight": norm}))
         self._head = checkpoint.tensors[_head_name(checkpoint)]
@@ -402,15 +402,14 @@ class LayeredModel:
 
     # --- building -------------------------------------------------------------------------------------------------
 
-    def _make_layers(self, model: Any, decoder: Any) -> list[_Layer]:
+    def _make_layers(self, decoder: Any) -> list[_Layer]:
         """Give every layer its buffers: own ones, or those that all layers share whose weights do not stay."""
-        names = {module: f"{name}." for name, module in model.named_modules()}
         checkpoint, config = self._checkpoint, self._checkpoint.config
         layers: list[_Layer] = []
         shared: dict[bool, dict[str, Any]] = {}
         for number, module in enumerate(decoder.layers):
-            own = checkpoint.family.layer_tensors(config, number)
-            tensors = {name.removeprefix(names[module]): checkpoint.tensors[name] for name in own}
+            names = checkpoint.family.layer_tensors(config, number)
+            tensors = {name.removeprefix(f"model.layers.{number}."): checkpoint.tensors[name] for name in names}
             is_dense = config.experts_of(number) is None
             buffers = shared.get(is_dense) or _buffers(tensors)
             if number >= self._plan.layers:

@@ -131,6 +131,11 @@ def _attributes(node: Any) -> dict[str, int]:
     return {attribute.name: int(attribute.i) for attribute in node.attribute}
 
 
+def expert_bits(attributes: Mapping[str, int], number: int) -> int:
+    """Return the bits of the codes of a QMoE's matrix, which are counted from 1."""
+    return attributes.get(f"fc{number}_expert_weight_bits", 0) or attributes.get("expert_weight_bits", 4)
+
+
 def _place(tensor: Any) -> tuple[str, ...]:
     """Return what tells the bytes of an initializer from those of others."""
     fields = {entry.key: entry.value for entry in tensor.external_data}
@@ -182,7 +187,7 @@ class _Weights:
             if index >= len(node.input) or node.input[index] not in self._stored:
                 continue
             codes = self._stored[node.input[index]]
-            bits = values.get(f"fc{number}_expert_weight_bits", 0) or values.get("expert_weight_bits", 4)
+            bits = expert_bits(values, number)
             *rows, row_bytes = [int(extent) for extent in codes.dims] or [0]
             shape = _checked(*rows, row_bytes * 8 // bits if bits in {2, 4, 8} else 0)
             others = [node.input[place] for place in (index + 1, zeros) if place < len(node.input)]

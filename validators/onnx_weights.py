@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edgekiln.errors import ArtifactError
 from edgekiln.validators.onnx_grids import CodebookTable, IntegerTable, LinearTable
 from edgekiln.validators.onnx_parts import CODES, FLOATS, Part, read_parts
-from edgekiln.validators.onnx_read import MAX_GRAPH_BYTES, QMOE_INPUTS
+from edgekiln.validators.onnx_read import MAX_GRAPH_BYTES, QMOE_INPUTS, expert_bits
 from edgekiln.validators.weights import Place, Rounding, Rows, Use, Weight, unchanged
 
 #: Operators that hand a weight on; a Concat joins several along their rows.
@@ -165,8 +165,7 @@ class _Collector:
         for number, (index, zeros) in enumerate(QMOE_INPUTS, 1):
             parts = self._inputs(node, {index: "codes", index + 1: "scales", zeros: "zero_points"})
             if {"codes", "scales"} <= parts.keys():
-                bits = attributes.get(f"fc{number}_expert_weight_bits", 0) or attributes.get("expert_weight_bits", 4)
-                table = IntegerTable.of_experts(attributes, bits, parts)
+                table = IntegerTable.of_experts(attributes, expert_bits(attributes, number), parts)
                 weight = self._weight(parts, table, "matrix")
                 yield _in_order(weight, node, parts["codes"].shape[1]) if number == 1 else weight
 

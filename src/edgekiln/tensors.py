@@ -19,6 +19,8 @@ from edgekiln.safetensors import widen
 _LARGEST: Final[Mapping[str, str]] = MappingProxyType({"float16": "65504", "bfloat16": "3.39e38"})
 #: Float types by their name in safetensors.
 _DTYPE: Final[Mapping[str, FloatDtype]] = MappingProxyType({"F32": "float32", "F16": "float16", "BF16": "bfloat16"})
+#: The other way round.
+SAFETENSORS_NAME: Final[Mapping[FloatDtype, str]] = MappingProxyType({dtype: name for name, dtype in _DTYPE.items()})
 #: The bits of the largest exponent, and all but the sign.
 _BITS: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
     {"BF16": (0x7F80, 0x7FFF), "F16": (0x7C00, 0x7FFF), "F32": (0x7F800000, 0x7FFFFFFF)}
