@@ -1,6 +1,7 @@
 """No test reads or writes the user's own cache, or waits for another's measurement; all can be interrupted."""
 
 import signal
+import tempfile
 
 import pytest
 
@@ -10,8 +11,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory):
-    """Let all tests of a process share a cache, which goes with them."""
+    """Let all tests of a process share a cache, which goes with them, as does what killed processes leave."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("scratch")))
+        patch.setattr(tempfile, "tempdir", None)
         patch.setenv("EDGEKILN_CACHE", str(tmp_path_factory.mktemp("edgekiln-cache")))
         patch.setenv("EDGEKILN_STATE", str(tmp_path_factory.mktemp("edgekiln-state")))
         yield

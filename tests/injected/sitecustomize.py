@@ -115,7 +115,7 @@ def _measure(module):
             return module.LatencySample(values, 0.0, None)
 
     def sample_load(kind, path, protocol, **_):
-        with _span("latency"):
+        with _span("cold load"):
             return 0.1
 
     if "latency" in os.environ.get("INJECT_PLAYED", ""):
