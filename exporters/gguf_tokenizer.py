@@ -17,7 +17,7 @@ from typing import Final
 from edgekiln.checkpoint import Checkpoint
 from edgekiln.errors import CheckpointError, UnsupportedError
 from edgekiln.memory import uncollected
-from edgekiln.model_config import read_json
+from edgekiln.tokenizer_file import read_tokenizer, stamp
 
 _QWEN2_PATTERN: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -25,9 +25,6 @@ _QWEN2_PATTERN: Final = (
 )
 #: llama.cpp's name of a pre-tokenizer, by the pattern that splits the text in tokenizer.json.
 PRE_TOKENIZERS: Final[Mapping[str, str]] = {_QWEN2_PATTERN: "qwen2"}
-
-#: The tokenizer.json of a large vocabulary has more bytes than other JSON files of a model.
-MAX_TOKENIZER_BYTES: Final = 64 << 20
 
 _Json = Mapping[str, object]
 
@@ -143,8 +140,8 @@ def _are_merges(pairs: list[list[str]], vocabulary: _Json) -> bool:
     if not set(map(type, pairs)) <= {list} or not set(map(len, pairs)) <= {2}:
         return False
     try:
-        parts = set(itertools.chain.from_iterable(pairs))
-        return parts <= vocabulary.keys() and vocabulary.keys() >= set(map("".join, pairs))
+        parts = set(itertools.chain.from_iterable(pairs))  # of which many are many times in it
+        return parts <= vocabulary.keys() and all(map(vocabulary.__contains__, map("".join, pairs)))
     except TypeError:  # no text, or nothing that a set holds
         return False
 
@@ -208,19 +205,13 @@ def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
         UnsupportedError: llama.cpp cannot do what it says.
     """
     path = checkpoint.directory / "tokenizer.json"
-    return _read_vocabulary(path, checkpoint.config.vocab_size, _stamp(path))
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """Return what changes when a file does, so that the last vocabulary read need not be read again."""
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
+    return _read_vocabulary(path, checkpoint.config.vocab_size, stamp(path))
 
 
 @functools.lru_cache(maxsize=1)
-def _read_vocabulary(path: Path, size: int, stamp: tuple[int, int]) -> Vocabulary:  # noqa: ARG001 - part of the key
+def _read_vocabulary(path: Path, size: int, stamp: object) -> Vocabulary:  # noqa: ARG001 - part of the key
     with uncollected():
-        root = read_json(path, MAX_TOKENIZER_BYTES)
+        _, root = read_tokenizer(path)
         model = _member(path, root, "model")
         pre = _pre_tokenizer(path, root)
         _check_pipeline(path, root)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from edgekiln.exporters.gguf_tokenizer import MAX_TOKENIZER_BYTES, PRE_TOKENIZERS
+from edgekiln.exporters.gguf_tokenizer import PRE_TOKENIZERS
 from edgekiln.pipelines.inspect_files import bounded, integer, optional_json
 from edgekiln.pipelines.inspection import TokenizerFacts
+from edgekiln.tokenizer_file import MAX_TOKENIZER_BYTES
 
 
 def ids(value: object) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ def theirs(rows: NDArray[np.float32], *, nested: bool) -> tuple[NDArray[np.uint8
     return codes.numpy(), bitsandbytes.dequantize_4bit(codes, state).numpy(), state
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     npst.arrays(np.float32, st.tuples(st.integers(1, 5), st.just(128)), elements=st.floats(-100, 100, width=32)),
     st.integers(-20, 20),

@@ -467,7 +467,7 @@ def test_two_engines_on_one_cache_make_each_step_once_and_nothing_runs_beside_a_
     assert len(times) == 9
     assert set(times.values()) == {1}
     ran = [json.loads(line) for line in spans.read_text().splitlines()]
-    # Three rounds of two artifacts, their baseline and the reference; a cold load is left out where a file stays cached.
+    # Three rounds of two artifacts, their baseline and the reference; a file that stays cached has no cold load.
     assert Counter(what for what, *_ in ran)["latency"] == 3 * 4
     measured = [span for span in ran if span[0] in ("latency", "cold load")]
     for span in measured:

@@ -200,7 +200,7 @@ def test_protocols_that_measure_nothing_are_refused() -> None:
 def test_spread_knows_no_order_and_no_unit(values: list[float], factor: float) -> None:
     spread = relative_spread(values)
     assert relative_spread(values[::-1]) == spread >= 0
-    assert relative_spread([value * factor for value in values]) == pytest.approx(spread, abs=1e-9)
+    assert relative_spread([value * factor for value in values]) == pytest.approx(spread, rel=1e-9, abs=1e-9)
 
 
 def test_spread_of_equal_values_is_none_and_one_outlier_of_many_does_not_move_it() -> None:

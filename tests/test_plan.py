@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekiln.checkpoint import open_checkpoint
@@ -124,7 +124,6 @@ def test_options_that_change_nothing_are_the_plain_cell() -> None:
     assert plan("  - {target: pc, precision: int4, group_size: 128, symmetric: true}\n").builds[0].id == "pc-int4"
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(
     st.permutations(
         ["{precision: int4}", "{precision: int8}", "{precision: int4, group_size: 32}", "{precision: fp16}"]
@@ -145,7 +144,6 @@ NAMES = st.from_regex(r"[a-z0-9]{1,12}([.-][a-z0-9]{1,12}){0,2}", fullmatch=True
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(
     name=NAMES.filter(lambda name: not RESERVED.fullmatch(name)),
     precision=st.sampled_from(["int4", "q4_k_m", "iq4_nl", "fp16"]),
@@ -168,7 +166,6 @@ def test_ids_are_safe_file_names_everywhere(
     assert not RESERVED.fullmatch(made.id)
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(
     st.lists(
         st.tuples(st.sampled_from(["int4", "int8", "fp16"]), st.integers(1, 9)), unique=True, max_size=12, min_size=1

@@ -91,7 +91,7 @@ def test_error_is_bounded_by_the_step_of_the_grid(name: str, step: float) -> Non
     assert (error.reshape(50, -1, 32).max(-1) <= largest * (step + 2**-11)).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     name=st.sampled_from(SMALL + SUPER),
     value=st.floats(-60000, 60000, width=32),

@@ -83,7 +83,7 @@ def test_the_bits_are_those_of_onnxruntimes_kernel(grid, kind):
     assert_same_bits_as_onnxruntime(KINDS[kind](normal(300, 512)), grid)  # more than one batch
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.binary(min_size=1024, max_size=1024), st.sampled_from(INTEGER + NF4 + WIDE))
 def test_the_bits_are_those_of_onnxruntimes_kernel_for_any_rows(data, grid):
     rows = np.nan_to_num(np.frombuffer(data, np.float32).reshape(1, 256))
@@ -173,7 +173,7 @@ def test_nf4_takes_the_nearest_of_its_sixteen_values(grid):
     np.testing.assert_allclose(chosen, distance.min(-1), atol=1e-6)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     hnp.arrays(
         np.float32,
@@ -243,7 +243,7 @@ def test_symmetric_bfloat16_weights_have_the_same_codes_with_float16_scales(bits
     assert (found.codes != expected.codes)[same].mean() < 1e-3  # a compiler may have fused ggml's a * b + c
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(hnp.arrays(np.float32, (2, 128), elements=st.floats(-1000, 1000, width=32)))
 def test_the_shared_grid_has_the_values_of_q4_0(rows):
     block = BlockGrid("Q4_0")

@@ -78,7 +78,7 @@ def said(checkpoint: Checkpoint, tensor: TensorPlan) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("case", SCHEMES)
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=4, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(
     family=st.sampled_from(sorted(FAMILIES)),
     hidden=st.sampled_from([128, 256, 384]),

@@ -697,7 +697,7 @@ def graphs(draw):
     return steps, limits, draw(st.sets(st.integers(0, count - 1), max_size=2)), draw(st.booleans()), draw(st.booleans())
 
 
-@settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, database=None, suppress_health_check=list(HealthCheck))
 @given(graphs())
 def test_limits_hold_and_every_step_is_made_once_whatever_the_graph(drawn):
     described, limits, earlier, together, locked = drawn

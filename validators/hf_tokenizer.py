@@ -25,7 +25,7 @@ def load_tokenizer(directory: Path, *, normalize: bool = True) -> Any:
     path = directory / "tokenizer.json"
     content, root = read_tokenizer(path)
     if not normalize:
-        content = json.dumps(root | {"normalizer": None})
+        content = json.dumps({**root, "normalizer": None})
     return parse_tokenizer(path, content)
 
 
