@@ -22,6 +22,7 @@ test: lint types $(BROWSER) $(CONVERTER)
 
 test-slow: $(STAMP) $(CONVERTER)
 	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "hypothesis and not slow" --hypothesis-profile=search
 
 fuzz: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python tests/fuzz.py --inputs $(INPUTS) --seed $(SEED)

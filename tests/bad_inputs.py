@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from checkpoints import change_weights, make_checkpoint, write_safetensors
+from least import ENVIRONMENT
 
 #: Where a case's command writes.
 OUT: Final = "out"
@@ -112,7 +113,7 @@ def run_outside(case: Case, folder: Path) -> Shown:
     for word in case.wrapper or ("{}",):
         words += command if word == "{}" else [word]
     own_cache = {"EDGEKILN_CACHE": f"{folder}.cache"}  # what another case made would hide a fault
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **own_cache, **(case.environment or {})}
+    environment = {**os.environ, **ENVIRONMENT, "HF_HUB_OFFLINE": "1", **own_cache, **(case.environment or {})}
     begin = time.monotonic()
     shown = subprocess.run(
         words,
@@ -402,7 +403,7 @@ BYTES: Final = "\udcff"
 ESCAPES: Final = "\x1b[2J\nedgekiln: all is well"
 UNICODE: Final = "mein Modell ü 模型 😀"
 
-BUILD: Final = ("build", "p.yaml", "--set", "step_timeout_seconds=300")
+BUILD: Final = ("build", "p.yaml", "--fail-fast", "--set", "step_timeout_seconds=300")
 _RUN_FILES: Final = frozenset({"targets.yaml", "p.yaml", "fault", OUT})
 
 

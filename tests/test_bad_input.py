@@ -184,10 +184,10 @@ def test_a_report_of_a_bug_names_the_place_and_nothing_of_the_user(tmp_path, mes
         assert private not in shown.stderr
 
 
-QUICK = ("decode_tokens=2", "prefill_tokens=2", "max_repeats=3", "warmups=0", "step_timeout_seconds=300")
-BUILD = (*bad_inputs.BUILD, "--json", *(word for setting in QUICK for word in ("--set", setting)))
+BUILD = (*bad_inputs.BUILD, "--json")
 
 
+@pytest.mark.slow
 def test_a_whole_build_in_a_folder_with_blanks_and_unicode_and_without_a_home(tmp_path):
     folder = UNICODE
     (tmp_path / folder).mkdir()

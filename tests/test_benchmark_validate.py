@@ -14,6 +14,7 @@ from artifacts import artifact
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "validate.py"
 
 
+@pytest.mark.slow
 def test_the_share_of_our_own_is_what_the_runtime_leaves(tmp_path: Path) -> None:
     made = [str(artifact("gguf", "q4_0", tmp_path)), str(artifact("onnx", "int4", tmp_path))]
     found = tmp_path / "found.json"

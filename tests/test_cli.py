@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from checkpoints import make_checkpoint
+from least import ENVIRONMENT
 
 
 def edgekiln(*arguments, cwd, environment=None):
@@ -208,7 +209,11 @@ def test_an_interrupt_ends_with_130_and_leaves_no_process_and_nothing_half_writt
     import psutil
 
     process = subprocess.Popen(
-        [sys.executable, "-m", "edgekiln", "build"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "edgekiln", "build"],
+        cwd=tmp_path,
+        env=os.environ | ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     children = []
     deadline = time.monotonic() + 120
@@ -288,10 +293,10 @@ def test_a_module_in_the_working_directory_is_never_run(tmp_path):
     cell = "builds:\n  - {target: gguf-cpu, precision: int8}\n"
     path = pipeline(tmp_path, cell)
     script = Path(sys.executable).with_name("edgekiln")
-    options = ["--checkpoint", ".", "--out", str(tmp_path / "out"), "--set", "windows=1", "--set", "greedy_tokens=1"]
     shown = subprocess.run(
-        [str(script), "build", str(path), *options, "--set", "decode_tokens=2", "--set", "prefill_tokens=2"],
+        [str(script), "build", str(path), "--checkpoint", ".", "--out", str(tmp_path / "out")],
         cwd=tmp_path / "c",
+        env=os.environ | ENVIRONMENT,
         capture_output=True,
         text=True,
         check=False,

@@ -138,12 +138,17 @@ def reason_not_to_run(text: str) -> str | None:
 
 
 class Reader:
-    """Somebody with the page in one hand: a home, a project folder with a checkpoint, a Hub cache, no network."""
+    """Somebody with the page in one hand: a home, a project folder with a checkpoint, a Hub cache, no network.
 
-    def __init__(self, folder: Path, done: dict[tuple[str, str], tuple[int, str, Path]], *, slow: bool = False) -> None:
+    Results are cached as on the machine of somebody who has read other pages before.
+    """
+
+    def __init__(
+        self, folder: Path, cache: Path, done: dict[tuple[str, str], tuple[int, str, Path]], *, slow: bool = False
+    ) -> None:
         self.project, self.home, self.bin = folder / "project", folder / "home", folder / "bin"
         self.summary = folder / "summary.md"
-        self.done, self.slow = done, slow
+        self.cache, self.done, self.slow = cache, done, slow
         for made in (self.project, self.home, self.bin):
             made.mkdir(parents=True)
         for name, rest in (("python", ""), ("edgekiln", " -m edgekiln")):
@@ -163,7 +168,7 @@ class Reader:
         path = f"{self.bin}{os.pathsep}{os.environ['PATH']}"
         own = {"PATH": path, "HOME": str(self.home), "HF_HUB_OFFLINE": "1", "GITHUB_STEP_SUMMARY": str(self.summary)}
         job = {"GITHUB_OUTPUT": str(self.summary.with_name("output")), "BUILD_ID": BUILD_ID}
-        return {**kept, **own, **job, **QUICK}
+        return {**kept, **own, **job, **QUICK, "EDGEKILN_CACHE": str(self.cache)}
 
     def write(self, file: File) -> None:
         path = self.project / file.name
@@ -220,6 +225,12 @@ def done() -> dict[tuple[str, str], tuple[int, str, Path]]:
     return {}
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    """Return a cache that no other test uses."""
+    return tmp_path_factory.mktemp("cache")
+
+
 def named(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
@@ -230,8 +241,8 @@ needs_shell = pytest.mark.skipif(os.name == "nt", reason="the pages show the com
 @needs_shell
 @pytest.mark.alone
 @pytest.mark.parametrize("page", PAGES_READ, ids=named)
-def test_what_a_page_says_works(page, tmp_path, done):
-    Reader(tmp_path, done).follow(page.read_text(encoding="utf-8"))
+def test_what_a_page_says_works(page, tmp_path, cache, done):
+    Reader(tmp_path, cache, done).follow(page.read_text(encoding="utf-8"))
 
 
 @needs_shell
@@ -242,7 +253,7 @@ def test_what_a_page_says_works(page, tmp_path, done):
     ids=named,
 )
 def test_the_long_builds_work_too(page, tmp_path):
-    Reader(tmp_path, {}, slow=True).follow(page.read_text(encoding="utf-8"))
+    Reader(tmp_path, tmp_path / "cache", {}, slow=True).follow(page.read_text(encoding="utf-8"))
 
 
 def lines_of(workflow: Path) -> list[str]:
@@ -260,8 +271,8 @@ def lines_of(workflow: Path) -> list[str]:
 @needs_shell
 @pytest.mark.alone
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=named)
-def test_the_workflows_do_what_they_say(workflow, tmp_path, done):
-    reader = Reader(tmp_path, done)
+def test_the_workflows_do_what_they_say(workflow, tmp_path, cache, done):
+    reader = Reader(tmp_path, cache, done)
     tutorial = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
     reader.write(next(step for step in steps(tutorial) if isinstance(step, File) and step.name == "ship.yaml"))
     ran = []
@@ -342,4 +353,4 @@ def test_an_exit_code_apart_from_its_command_is_an_error():
 @needs_shell
 def test_a_command_that_ends_otherwise_is_found(tmp_path, done):
     with pytest.raises(AssertionError, match="ended with 2, not 0"):
-        Reader(tmp_path, done).follow("```console\n$ edgekiln targets no-such-device\n```\n")
+        Reader(tmp_path, tmp_path / "cache", done).follow("```console\n$ edgekiln targets no-such-device\n```\n")

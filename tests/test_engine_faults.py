@@ -26,20 +26,10 @@ import pytest
 from checkpoints import make_checkpoint
 from edgekiln.engine.local_store import LocalStore
 from edgekiln.engine.record import Record
+from least import ASSIGNMENTS
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="its processes take no signals")
 INJECTED = Path(__file__).parent / "injected"
-SETTINGS = (
-    "windows=1",
-    "window=64",
-    "greedy_tokens=2",
-    "warmups=0",
-    "prefill_tokens=16",
-    "decode_tokens=4",
-    "max_repeats=3",
-    "max_spread=10",
-    "threads=1",
-)
 #: Random weights are worse to quantize than those of a model.
 GATES = "gates: ['mean_kld <= 9', 'top1_agreement >= 0', 'perplexity_ratio <= 9']"
 INT4, INT8, FP16, Q4_K_M, ONNX = (
@@ -98,7 +88,7 @@ class Room:
         pipeline = self.root / "p.yaml"
         lines = "".join(f"  - {build}\n" for build in self.builds)
         pipeline.write_text(f"schema: edgekiln.pipeline/1\nname: p\nbuilds:\n{lines}")
-        settings = [part for each in SETTINGS for part in ("--set", each)]
+        settings = [part for each in ASSIGNMENTS for part in ("--set", each)]
         where = ["--checkpoint", self.checkpoint, "--out", str(self.root / out)]
         return [sys.executable, "-m", "edgekiln", "build", str(pipeline), *where, *settings, *options]
 

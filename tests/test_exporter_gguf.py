@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,17 +154,28 @@ def assert_same_tensors(plan: ExportPlan, ours: Path, theirs: Path) -> None:
             offset += size
 
 
-def test_every_mix_equals_llama_model_quantize_in_types_and_bytes(shaped: Checkpoint, tmp_path: Path) -> None:
+def assert_mixes_equal(shaped: Checkpoint, names: Iterable[str], tmp_path: Path) -> None:
+    """Compare files of some mixes with those that llama.cpp makes."""
     source, exporter = tmp_path / "f32.gguf", Gguf()
     write_float32_file(shaped, exporter.plan(shaped, Scheme("fp16")), source)
-    few = ("q4_0", "q4_1", "q8_0", "q4_k_m", "iq4_nl", "q3_k_m", "q4_k_s")  # all of them on the first shape only
-    for name in MIX_NAMES if shaped.config.num_layers in {16, 8} else few:
+    for name in names:
         ours, theirs = export(shaped, name, tmp_path / name), tmp_path / "theirs.gguf"
         llama_quantize(source, theirs, MIXES[name].file_type)
         assert_same_tensors(exporter.plan(shaped, Scheme(name)), ours, theirs)
         assert GGUFReader(theirs).fields["general.file_type"].contents() == MIXES[name].file_type
         ours.unlink()
         theirs.unlink()
+
+
+def test_mixes_equal_llama_model_quantize_in_types_and_bytes(shaped: Checkpoint, tmp_path: Path) -> None:
+    few = ("q4_0", "q4_1", "q8_0", "q4_k_m", "iq4_nl", "q3_k_m", "q4_k_s")
+    whole = shaped.config.num_layers == 16 and not shaped.config.experts  # with layers for every rule
+    assert_mixes_equal(shaped, MIX_NAMES if whole else few, tmp_path)
+
+
+@pytest.mark.slow
+def test_every_mix_of_every_shape_equals_llama_model_quantize(shaped: Checkpoint, tmp_path: Path) -> None:
+    assert_mixes_equal(shaped, MIX_NAMES, tmp_path)
 
 
 def importance_of(plan: ExportPlan) -> dict[str, NDArray[np.float32]]:
@@ -179,9 +190,8 @@ def importance_of(plan: ExportPlan) -> dict[str, NDArray[np.float32]]:
     return found
 
 
-def test_with_an_importance_matrix_types_and_bytes_are_those_of_llama_model_quantize(
-    shaped: Checkpoint, tmp_path: Path
-) -> None:
+def assert_weighed_mixes_equal(shaped: Checkpoint, names: Iterable[str], tmp_path: Path) -> None:
+    """Compare types and bytes of some mixes with those of llama.cpp, given one importance matrix."""
     import llama_cpp
 
     source, plan = tmp_path / "f32.gguf", Gguf().plan(shaped, Scheme("fp16"))
@@ -191,8 +201,7 @@ def test_with_an_importance_matrix_types_and_bytes_are_those_of_llama_model_quan
     for entry, (name, values) in zip(entries, importance.items(), strict=False):
         entry.name, entry.size = name.encode(), values.size
         entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-    every = ("q4_0", "q5_0", "q4_1", "q5_1", "q8_0", "q2_k", "q3_k_m", "q4_k_m", "q5_k_s", "q6_k", "iq4_nl", "iq4_xs")
-    for name in every if shaped.config.num_layers == 16 else ("q4_0", "q4_k_m"):  # where rules name first layers
+    for name in names:
         llama_quantize(source, tmp_path / "theirs.gguf", MIXES[name].file_type, imatrix=entries)
         theirs = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "theirs.gguf").tensors}
         for tensor in plan.tensors:
@@ -204,6 +213,19 @@ def test_with_an_importance_matrix_types_and_bytes_are_those_of_llama_model_quan
             weighed = zip(rows, importance[tensor.name], strict=True)
             blocks = b"".join(Ggml().quantize(part, grid, counts).blocks.tobytes() for part, counts in weighed)
             assert blocks == theirs[tensor.name].data.tobytes(), (name, tensor.name)
+
+
+def test_with_an_importance_matrix_mixes_are_those_of_llama_model_quantize(shaped: Checkpoint, tmp_path: Path) -> None:
+    every = ("q4_0", "q5_0", "q4_1", "q5_1", "q8_0", "q2_k", "q3_k_m", "q4_k_m", "q5_k_s", "q6_k", "iq4_nl", "iq4_xs")
+    whole = shaped.config.num_layers == 16 and not shaped.config.experts  # where rules name first layers
+    assert_weighed_mixes_equal(shaped, every if whole else ("q4_0", "q4_k_m"), tmp_path)
+
+
+@pytest.mark.slow
+def test_with_an_importance_matrix_every_mix_of_every_shape_is_that_of_llama_model_quantize(
+    shaped: Checkpoint, tmp_path: Path
+) -> None:
+    assert_weighed_mixes_equal(shaped, MIX_NAMES, tmp_path)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -65,7 +65,13 @@ def test_values_are_those_of_gguf(name, tmp_path):
         np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "F64"])
+#: ggml looks for the neighbours of each point of their grids first.
+SLOW_TO_ROUND = ("IQ1_S", "IQ2_S")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW_TO_ROUND)) for n in NAMES if n != "F64"]
+)
 def test_rounding_gives_values_of_the_type(name, tmp_path):
     """What is on the grid stays there, or the error would not be the type's own."""
     (weight,) = gguf_weights(write(tmp_path / "m.gguf", {"blk.0.ffn_up.weight": sample(name)}))
