@@ -17,7 +17,7 @@ from typing import Final
 from edgekiln.checkpoint import Checkpoint
 from edgekiln.errors import CheckpointError, UnsupportedError
 from edgekiln.memory import uncollected
-from edgekiln.tokenizer_file import read_tokenizer, stamp
+from edgekiln.tokenizer_file import read_tokenizer
 
 _QWEN2_PATTERN: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -205,7 +205,19 @@ def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
         UnsupportedError: llama.cpp cannot do what it says.
     """
     path = checkpoint.directory / "tokenizer.json"
-    return _read_vocabulary(path, checkpoint.config.vocab_size, stamp(path))
+    return _read_vocabulary(path, checkpoint.config.vocab_size, _stamp(path))
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Return what changes when a file does, so that the last vocabulary read need not be read again.
+
+    None is for a file that is missing or out of reach; reading it says which.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 @functools.lru_cache(maxsize=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -33,32 +32,15 @@ def parse_tokenizer(path: Path, content: str) -> Any:
         raise CheckpointError(f"{path} is no tokenizer that Hugging Face's library reads: {error}") from None
 
 
-def stamp(path: Path) -> tuple[int, int] | None:
-    """Return what changes when a file does, so that what was last read of it need not be read again.
-
-    None is for a file that is missing or out of reach; reading it says which.
-    """
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
-
-
 def read_tokenizer(path: Path) -> tuple[str, Mapping[str, object]]:
     """Return a tokenizer.json of bounded size as text and as the JSON object it is.
 
-    Checks and exporters ask for the same one in turn, and that of a vocabulary of 150,000 takes a third of a second.
+    Of a vocabulary of 150,000 the object takes 50 MB, so whoever asks for it soon lets go of it.
 
     Raises:
         CheckpointError: It is missing, empty, too large or no JSON object.
         MachineError: The system does not let us read it.
     """
-    return _read_tokenizer(path, stamp(path))
-
-
-@functools.lru_cache(maxsize=1)
-def _read_tokenizer(path: Path, stamp: object) -> tuple[str, Mapping[str, object]]:  # noqa: ARG001 - part of the key
     raw = read_bounded(path, MAX_TOKENIZER_BYTES)
     if not raw.strip():
         raise CheckpointError(f"{path} is empty; save the fast tokenizer beside the weights again")
