@@ -24,6 +24,7 @@ from ruamel.yaml import YAML
 
 from edgekiln.checkpoint import embedded_directory
 from edgekiln.reference_docs import PAGES, write_pages
+from least import ENVIRONMENT
 
 ROOT = Path(__file__).parent.parent
 PAGES_READ = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md"))]
@@ -53,21 +54,6 @@ SLOW = {
     "edgekiln build nightly.yaml": "half a minute for more builds of the kinds that the tutorial makes",
     "edgekiln build kiosk.yaml": "half a minute for a build that differs from the tutorial's in its target alone",
     "edgekiln build strict.yaml": "half a minute for a gate that fails, as one does at the end of the tutorial",
-}
-#: The least that still measures everything; the pages show plain commands. Speeds say nothing here, so none is noisy.
-QUICK = {
-    "EDGEKILN_WINDOWS": "1",
-    "EDGEKILN_GREEDY_TOKENS": "4",
-    "EDGEKILN_PREFILL_TOKENS": "32",
-    "EDGEKILN_DECODE_TOKENS": "16",
-    "EDGEKILN_WARMUPS": "0",
-    "EDGEKILN_REPEATS": "3",
-    "EDGEKILN_MAX_REPEATS": "3",
-    "EDGEKILN_MAX_SPREAD": "10",
-    "EDGEKILN_DEPTHS": "16",
-    "EDGEKILN_LONG_CONTEXT": "0",
-    "EDGEKILN_DECODE_POSITIONS": "4",
-    "EDGEKILN_THREADS": "2",
 }
 #: A checkpoint on the reader's disk, and one in the reader's Hub cache; both are the embedded one.
 CHECKPOINT = "my-fine-tune"
@@ -168,7 +154,7 @@ class Reader:
         path = f"{self.bin}{os.pathsep}{os.environ['PATH']}"
         own = {"PATH": path, "HOME": str(self.home), "HF_HUB_OFFLINE": "1", "GITHUB_STEP_SUMMARY": str(self.summary)}
         job = {"GITHUB_OUTPUT": str(self.summary.with_name("output")), "BUILD_ID": BUILD_ID}
-        return {**kept, **own, **job, **QUICK, "EDGEKILN_CACHE": str(self.cache)}
+        return {**kept, **own, **job, **ENVIRONMENT, "EDGEKILN_CACHE": str(self.cache)}
 
     def write(self, file: File) -> None:
         path = self.project / file.name

@@ -66,7 +66,7 @@ def test_values_are_those_of_gguf(name, tmp_path):
 
 
 #: ggml looks for the neighbours of each point of their grids first.
-SLOW_TO_ROUND = ("IQ1_S", "IQ2_S")
+SLOW_TO_ROUND = ("IQ1_M", "IQ1_S", "IQ2_S")
 
 
 @pytest.mark.parametrize(

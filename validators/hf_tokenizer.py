@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekiln.errors import CheckpointError
+from edgekiln.memory import uncollected
 from edgekiln.tokenizer_file import parse_tokenizer, read_tokenizer
 
 
@@ -46,7 +47,9 @@ def chat_renderer(directory: Path) -> Callable[[Sequence[dict[str, str]]], str]:
         CheckpointError: The tokenizer cannot be loaded; later, the template cannot be rendered.
     """
     from jinja2 import TemplateError
-    from transformers import AutoTokenizer
+
+    with uncollected():  # of thousands of modules, of which nothing goes away
+        from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)

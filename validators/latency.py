@@ -10,7 +10,7 @@ import importlib
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +18,7 @@ from typing import Final
 
 from edgekiln.affinity import pin
 from edgekiln.errors import ArtifactError
-from edgekiln.memory import current_rss_bytes, peak_rss_bytes
+from edgekiln.memory import current_rss_bytes, peak_rss_bytes, uncollected
 from edgekiln.validators.base import MeasurementProtocol, Runtime
 from edgekiln.validators.energy import EnergyMeter
 from edgekiln.validators.spread import relative_spread
@@ -102,11 +102,17 @@ class _Contention:
         return min(1.0, max(0.0, (total - idle - own) / total)) if total > 0 else 0.0
 
 
+def _import(libraries: Iterable[str]) -> None:
+    """Import what a load is not timed with. Nothing of thousands of modules goes away, so nothing looks for it."""
+    with uncollected():
+        for library in libraries:
+            importlib.import_module(library)
+
+
 def load_once(runtime: Runtime, path: Path, protocol: MeasurementProtocol) -> float:
     """Return the seconds of one load; call it once per process. Whether it is a cold one is the caller's business."""
     pin(protocol.threads)
-    for library in runtime.libraries:
-        importlib.import_module(library)
+    _import(runtime.libraries)
     try:
         return _timed(lambda: runtime.load(path, protocol.threads, protocol.context))
     finally:
@@ -125,8 +131,7 @@ def measure(runtime: Runtime, path: Path, prompt: Sequence[int], protocol: Measu
     if len(prompt) != max(protocol.prefill_tokens):
         raise ArtifactError(f"the latency prompt has {len(prompt)} tokens instead of {max(protocol.prefill_tokens)}")
     cpus = pin(protocol.threads)  # before the libraries make their threads
-    for library in runtime.libraries:
-        importlib.import_module(library)
+    _import(runtime.libraries)
     first = prompt[: protocol.prefill_tokens[0]]
     try:
         values = {"load_seconds": _timed(lambda: runtime.load(path, protocol.threads, protocol.context))}

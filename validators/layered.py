@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from edgekiln.checkpoint import Checkpoint
 from edgekiln.errors import CheckpointError, MachineError, UsageError
 from edgekiln.families import EMBEDDING, FINAL_NORM, HEAD
+from edgekiln.memory import uncollected
 from edgekiln.model_config import ModelConfig
 from edgekiln.safetensors import TensorInfo
 from edgekiln.validators.base import LOGIT_CHUNK
@@ -145,14 +146,15 @@ def _skeleton(checkpoint: Checkpoint) -> Any:
     Raises:
         CheckpointError: Transformers reads config.json in another way than we do.
     """
-    import torch
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoModelForCausalLM
+    with uncollected():  # of thousands of modules, of which nothing goes away
+        import torch
+        from huggingface_hub.errors import StrictDataclassError
+        from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         config = AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
         # The argument beats what config.json names as its `attn_implementation`, which may be a kernel on a hub.
-        with torch.device("meta"):
+        with uncollected(), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 config, dtype=torch.float32, attn_implementation=_ATTENTION, trust_remote_code=False
             )
