@@ -8,7 +8,6 @@ thread of the same process gets no turn meanwhile: beside it the weights would w
 from __future__ import annotations
 
 import dataclasses
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,19 +17,18 @@ from typing import Final
 
 from edgekiln.checkpoint import Checkpoint, open_resolved
 from edgekiln.device import Device
-from edgekiln.errors import EdgekilnError, StepError
+from edgekiln.errors import StepError
 from edgekiln.exporters.base import ExportPlan
 from edgekiln.exporters.onnx_layout import Placed, layout, place
 from edgekiln.exporters.onnx_providers import PROVIDERS
 from edgekiln.installed import package_version
-from edgekiln.process import Json, run_task, serve
+from edgekiln.process import Json, run_task, serve, showing_log
 from edgekiln.scheme import Scheme
 
 MODEL_FILE: Final = "model.onnx"
 #: Weights from which on there is as much to do for another core as loading the libraries takes.
 APART_WEIGHTS: Final = 1 << 26
 _PIECE_BYTES: Final = 16 << 20
-_MOST_LOG: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -86,12 +84,8 @@ def make_graph(
         "places": _fingerprint(placed),
     }
     log = scratch / "log"
-    try:
+    with showing_log(log):
         answer = run_task(__name__, "graph", request, log=log)
-    except EdgekilnError:
-        if log.exists():  # it goes with the folder
-            sys.stderr.write(log.read_text(encoding="utf-8", errors="backslashreplace")[-_MOST_LOG:])
-        raise
     return Tables(scratch, tuple(answer["names"]))
 
 

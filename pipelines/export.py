@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 from edgekiln import __version__
@@ -14,7 +15,7 @@ from edgekiln.artifact import (
     seal,
     staged,
 )
-from edgekiln.checkpoint import EMBEDDED, Checkpoint, check_text
+from edgekiln.checkpoint import EMBEDDED, Checkpoint
 from edgekiln.device import ANY_CPU, Device
 from edgekiln.errors import UsageError
 from edgekiln.exporters import EXPORTERS
@@ -24,6 +25,7 @@ from edgekiln.hub import parse_hub_id
 from edgekiln.journal import Journal
 from edgekiln.quantizers import library_versions, quantize
 from edgekiln.scheme import Scheme
+from edgekiln.text_check import text_checked
 
 
 def plan_export(checkpoint: Checkpoint, format_name: str, scheme: Scheme, device: Device = ANY_CPU) -> ExportPlan:
@@ -105,10 +107,9 @@ def export(
     """
     check_outside(out, checkpoint)
     check_destination(out)
-    checkpoint.begin_identity()  # as long as writing on one core; the other one has the text to check meanwhile
-    if with_text:
-        check_text(checkpoint.directory, checkpoint.config)
-    plan = plan_export(checkpoint, format_name, scheme, device)
+    checkpoint.begin_identity()  # takes a core about as long as what follows takes another one
+    with text_checked(checkpoint.directory, checkpoint.config.vocab_size) if with_text else nullcontext():
+        plan = plan_export(checkpoint, format_name, scheme, device)
     with staged(out) as directory:
         return write_artifact(checkpoint, plan, scheme.precision, directory, threads=threads)
 

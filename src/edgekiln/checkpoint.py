@@ -20,8 +20,8 @@ from edgekiln.hub import fetch_snapshot, parse_hub_id
 from edgekiln.hub_files import Listener
 from edgekiln.model_config import ModelConfig, parse_config, read_json
 from edgekiln.safetensors import MAX_TENSORS, TensorInfo, TensorReader, read_index
-from edgekiln.template_check import find_template, template_fault
-from edgekiln.tokenizer_file import check_tokenizer
+from edgekiln.template_check import find_template
+from edgekiln.text_check import check_text
 
 #: The name under which the embedded checkpoint is asked for.
 EMBEDDED: Final = "tiny-qwen3"
@@ -123,17 +123,6 @@ def identity_of(files: Mapping[str, str]) -> str:
 def embedded_directory() -> Path:
     """Return the directory of the embedded checkpoint, which is package data."""
     return Path(__file__).parent / "data" / EMBEDDED
-
-
-def check_text(directory: Path, config: ModelConfig) -> None:
-    """Refuse a tokenizer or a chat template with which nothing could be measured.
-
-    Raises:
-        CheckpointError: Says what is wrong with which.
-    """
-    check_tokenizer(directory, config.vocab_size)
-    if (found := find_template(directory)) is not None and (fault := template_fault(found[1])) is not None:
-        raise CheckpointError(f"{found[0]}: the chat template cannot be used, {fault}; mend or remove it")
 
 
 def _weight_map(directory: Path) -> dict[str, str] | None:
@@ -269,6 +258,6 @@ def open_resolved(
     stored = _merge_shards(directory, _shard_paths(directory, weight_map), weight_map)
     tensors = _check_tensors(directory, config, stored)
     if with_text:
-        check_text(directory, config)
+        check_text(directory, config.vocab_size)
     family = FAMILIES[config.model_type]
     return Checkpoint(source, directory, revision, config, family, MappingProxyType(tensors), identity)

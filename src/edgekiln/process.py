@@ -35,6 +35,8 @@ _SCHEMA: Final = "edgekiln.task/1"
 _POLL_SECONDS: Final = 0.05
 #: Between two looks at a child's memory: a look walks over all processes, which would disturb what is timed.
 _LOOK_SECONDS: Final = 0.5
+#: Characters of a log that `showing_log` prints.
+_SHOWN_LOG: Final = 10_000
 #: What Windows ends a process with (ntstatus.h) where POSIX sends a signal.
 _WINDOWS_CRASHES: Final = {
     0xC0000005: "an access violation",
@@ -221,6 +223,11 @@ class Child:
         """Return what the child, which has ended, answered, or raise what it raised."""
         return _result(self.answer, self.process, self.name, self.log)
 
+    def finish(self, limits: Limits) -> Json:
+        """Wait for the child within limits, then do as `result` does; time counts from here on."""
+        _wait(self.process, self.name, limits, self.log)
+        return self.result()
+
 
 def _child_environment(scratch: str, more: Mapping[str, str]) -> dict[str, str]:
     """Return what a child finds: no token, no way to report, and one place for temporary files, which goes with it."""
@@ -303,8 +310,18 @@ def run_task(
     """
     limits = limits or Limits()
     with started(module, task, request, log=log, network=network, environment=environment) as child:
-        _wait(child.process, child.name, limits, log)
-        return child.result()
+        return child.finish(limits)
+
+
+@contextmanager
+def showing_log(log: Path) -> Iterator[None]:
+    """Print the end of a child's log on standard error when the block fails, for a log that goes with its folder."""
+    try:
+        yield
+    except EdgekilnError:
+        if log.exists():
+            sys.stderr.write(log.read_text(encoding="utf-8", errors="backslashreplace")[-_SHOWN_LOG:])
+        raise
 
 
 def _wait_until_gone(pid: int) -> None:

@@ -67,12 +67,10 @@ def check_tokenizer(directory: Path, vocab_size: int) -> None:
     path = directory / "tokenizer.json"
     if not path.exists():
         raise CheckpointError(f"{directory} has no tokenizer.json; save the fast tokenizer beside the weights")
-    content, root = read_tokenizer(path)
-    tokenizer, listed = parse_tokenizer(path, content), _listed(root)
-    tokens = _vocabulary(root, tokenizer) | listed
-    if not tokens:
-        raise CheckpointError(f"{path} has no tokens; save the fast tokenizer beside the weights again")
-    _check_ids(path, tokens, vocab_size)
+    content, listed, has_table = _check_object(path, vocab_size)
+    tokenizer = parse_tokenizer(path, content)
+    if not has_table:
+        _check_tokens(path, tokenizer.get_vocab(with_added_tokens=True) | listed, vocab_size)
     if moved := [text for text, number in listed.items() if tokenizer.token_to_id(text) != number]:
         raise CheckpointError(
             f"{path} lists the token {moved[0]!r} with id {listed[moved[0]]}, but Hugging Face's library gives it "
@@ -82,13 +80,26 @@ def check_tokenizer(directory: Path, vocab_size: int) -> None:
         _check_ids(settings, _added_tokens(settings), vocab_size)
 
 
-def _vocabulary(root: Mapping[str, object], tokenizer: Any) -> dict[str, int]:
-    """Return the ids of the tokens of the model: as the file has them where it is a table, for that is faster."""
+def _check_object(path: Path, vocab_size: int) -> tuple[str, dict[str, int], bool]:
+    """Check what the file alone tells, whose object is gone before the library makes a tokenizer of the same size.
+
+    Returns:
+        The text of the file; the ids of the added tokens; whether the ids of all others were in it, and are checked:
+        asking the library for them takes longer.
+    """
+    content, root = read_tokenizer(path)
+    listed = _listed(root)
     match root.get("model"):
         case {"vocab": dict(vocabulary)} if set(map(type, vocabulary.values())) == {int}:
-            return vocabulary
-    found: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
-    return found
+            _check_tokens(path, vocabulary | listed, vocab_size)
+            return content, listed, True
+    return content, listed, False
+
+
+def _check_tokens(path: Path, tokens: dict[str, int], vocab_size: int) -> None:
+    if not tokens:
+        raise CheckpointError(f"{path} has no tokens; save the fast tokenizer beside the weights again")
+    _check_ids(path, tokens, vocab_size)
 
 
 def _listed(root: Mapping[str, object]) -> dict[str, int]:
