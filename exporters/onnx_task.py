@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from edgekiln.checkpoint import Checkpoint, open_resolved
 from edgekiln.device import Device
@@ -24,6 +24,9 @@ from edgekiln.exporters.onnx_providers import PROVIDERS
 from edgekiln.installed import package_version
 from edgekiln.process import Json, run_task, serve, showing_log
 from edgekiln.scheme import Scheme
+
+if TYPE_CHECKING:
+    import onnx
 
 MODEL_FILE: Final = "model.onnx"
 #: Weights from which on there is as much to do for another core as loading the libraries takes.
@@ -107,11 +110,27 @@ def write_graph(
     computed = Rewriter(model.graph, placed, provider, plan.scheme.accuracy_level).run()
     model.producer_name, model.producer_version = "edgekiln", package_version("edgekiln")
     proto = ir.serde.serialize_model(model)
+    _drop_notes(proto)
     (directory / MODEL_FILE).write_bytes(proto.SerializeToString(deterministic=True))
     for number, (name, values) in enumerate(computed.items()):
         dtype = np.dtype(placed[name].parts["values"].dtype).newbyteorder("<")
         values.astype(dtype, copy=False).tofile(scratch / str(number))
     return Tables(scratch, tuple(computed))
+
+
+def _drop_notes(model: onnx.ModelProto) -> None:
+    """Remove what no runtime reads, a third of the file.
+
+    That is which module and rule of mobius a node comes from (its name says where it belongs), and the shapes of
+    initializers, which have their own.
+    """
+    graph = model.graph
+    for item in (*graph.node, *graph.input, *graph.output, *graph.value_info):
+        item.ClearField("metadata_props")
+    stored = {initializer.name for initializer in graph.initializer}
+    others = [value for value in graph.value_info if value.name not in stored]
+    graph.ClearField("value_info")
+    graph.value_info.extend(others)
 
 
 def _fingerprint(placed: Mapping[str, Placed]) -> str:

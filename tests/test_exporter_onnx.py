@@ -130,6 +130,18 @@ def assert_the_file_holds_what_the_quantizer_said(checkpoint, plan, directory):
         np.testing.assert_array_equal(read_back(directory, placed).reshape(expected.shape), expected, placed.plan.name)
 
 
+@pytest.mark.parametrize(("provider", "scheme"), [("cpu", SCHEMES["int4"]), *DEVICES.values()])
+def test_a_graph_has_the_shapes_of_what_it_computes_and_no_notes(checkpoint, provider, scheme, tmp_path):
+    export(checkpoint, scheme, tmp_path / "out", Device(provider))
+    graph = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False).graph
+    described = {value.name for value in graph.value_info}
+    assert not described & {initializer.name for initializer in graph.initializer}
+    attended = {node.output[0] for node in graph.node if node.op_type == "GroupQueryAttention"}
+    assert attended
+    assert attended <= described
+    assert not any(item.metadata_props for item in (*graph.node, *graph.input, *graph.output, *graph.value_info))
+
+
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 def test_the_file_holds_exactly_what_the_quantizer_said(checkpoint, scheme, tmp_path):
     plan = export(checkpoint, scheme, tmp_path / "out")
