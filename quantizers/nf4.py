@@ -1,8 +1,10 @@
 """NF4: sixteen fixed values, quantiles of a normal distribution, scaled by the block's largest magnitude.
 
 Source: Dettmers et al., QLoRA (arXiv:2305.14314), appendix E. The numbers are, bit for bit, those of ONNX Runtime's
-`quantize_matmul_bnb4` and of bitsandbytes, whose tree of comparisons counts what this counts; the tests compare. On a
-grid of float16 scales the largest magnitude is rounded first, and the codes are the nearest ones for it.
+`quantize_matmul_bnb4` and of bitsandbytes, whose tree of comparisons counts what this counts; the tests compare. Blocks
+without a normal float32 are the exception: bitsandbytes (0.50, on a CPU) divides them by the least of those, and loses
+their weights. On a grid of float16 scales the largest magnitude is rounded first, and the codes are the nearest ones
+for it.
 """
 
 from __future__ import annotations
