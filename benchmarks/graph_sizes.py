@@ -1,21 +1,22 @@
 """How large model.onnx becomes: `python benchmarks/graph_sizes.py` prints the tables of `exporters/onnx_size.py` anew.
 
 To be run when mobius-onnx, onnx-ir or what is made of their graphs changes. Graphs need no weights, so the checkpoints
-are headers before holes. Takes some minutes.
+are headers before holes. Takes a minute.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
-import struct
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from synthetic import write_header
 
 from edgekiln.checkpoint import Checkpoint, open_checkpoint
 from edgekiln.device import Device
@@ -68,15 +69,9 @@ def hollow_checkpoint(directory: Path, family: str, layers: int, more: Mapping[s
     directory.mkdir()
     config = {"model_type": family, **_SHAPE, **FAMILIES[family], "num_hidden_layers": layers, **more}
     (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    header, position = {}, 0
-    for name, shape in expected_tensors(parse_config(directory, READINGS)).items():
-        size = 2 * int(np.prod(shape))
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [position, position + size]}
-        position += size
-    text = json.dumps(header).encode()
     with (directory / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + position)
+        size = write_header(file, expected_tensors(parse_config(directory, READINGS)))
+        file.truncate(file.tell() + size)
     return open_checkpoint(str(directory), with_text=False)
 
 
@@ -104,18 +99,29 @@ def fit(family: str, scheme: Scheme, provider: str, more: Mapping[str, Any]) -> 
     return constant, layer, digit
 
 
-def main() -> None:
-    """Print both tables, and what layers have more whose experts do not add up to 1."""
-    print("_GRAPHS")
-    dense = itertools.product(STYLES.items(), ("qwen2", "qwen3"), KINDS.items())
-    for (style, provider), family, (kind, scheme) in dense:
+def print_dense(families: Sequence[str]) -> None:
+    """Print the rows of `_GRAPHS`."""
+    for (style, provider), family, (kind, scheme) in itertools.product(STYLES.items(), families, KINDS.items()):
         if Onnx().unsupported(scheme, Device(provider)) is None:
-            print(f'        ("{style}", "{family}", "{kind}"): {fit(family, scheme, provider, {})},', flush=True)
-    print("_WITH_EXPERTS")
-    for family, (kind, scheme) in itertools.product(("qwen2_moe", "qwen3_moe"), KINDS.items()):
-        print(f'        ("{family}", "{kind}"): {fit(family, scheme, "cpu", {})},', flush=True)
-    usual, other = (fit("qwen3_moe", KINDS["symmetric"], "cpu", {"norm_topk_prob": value}) for value in (True, False))
+            print(f'("{style}", "{family}", "{kind}"): {fit(family, scheme, provider, {})},', flush=True)
+
+
+def print_sparse(families: Sequence[str]) -> None:
+    """Print the rows of `_WITH_EXPERTS`, and what layers have more whose experts do not add up to 1."""
+    for family, (kind, scheme) in itertools.product(families, KINDS.items()):
+        print(f'("{family}", "{kind}"): {fit(family, scheme, "cpu", {})},', flush=True)
+    usual, other = (fit(families[0], KINDS["symmetric"], "cpu", {"norm_topk_prob": norm}) for norm in (True, False))
     print("_UNNORMALIZED", other[1] - usual[1])
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="*", default=list(FAMILIES), help="rows of these alone")
+    families = parser.parse_args().families
+    print_dense([family for family in families if not family.endswith("_moe")])
+    if sparse := [family for family in families if family.endswith("_moe")]:
+        print_sparse(sparse)
 
 
 if __name__ == "__main__":

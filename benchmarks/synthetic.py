@@ -8,7 +8,7 @@ import struct
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -57,17 +57,23 @@ def _shapes(directory: Path, config: Mapping[str, Any]) -> dict[str, tuple[int, 
     return expected_tensors(parse_config(directory, READINGS))
 
 
-def _write(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def write_header(file: BinaryIO, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Write the header of a safetensors file of bfloat16 tensors and return how many bytes are to follow."""
     header, position = {}, 0
     for name, shape in shapes.items():
         size = 2 * int(np.prod(shape))
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [position, position + size]}
         position += size
     text = json.dumps(header).encode()
+    file.write(struct.pack("<Q", len(text)) + text)
+    return position
+
+
+def _write(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     noise = np.random.default_rng(0).standard_normal(_PATTERN, np.float32) * np.float32(0.02)
     pattern = (noise.view(np.uint32) >> np.uint32(16)).astype("<u2").data.cast("B")
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+        position = write_header(file, shapes)
         while position:
             position -= file.write(pattern[: min(position, len(pattern))])
 
