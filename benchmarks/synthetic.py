@@ -42,6 +42,7 @@ def synthetic_checkpoint(size: float, tokenizer: Path, directory: Path) -> Path:
             shutil.copyfile(tokenizer / name, directory / name)
     hidden, inner, heads, kv_heads = SHAPES[size]
     config: dict[str, Any] = json.loads((tokenizer / "config.json").read_text(encoding="utf-8"))
+    config.pop("layer_types", None)  # one for each layer that the other had
     config |= {"hidden_size": hidden, "intermediate_size": inner, "num_attention_heads": heads}
     config |= {"num_key_value_heads": kv_heads, "tie_word_embeddings": True, "num_hidden_layers": 1}
     shapes = _shapes(directory, config)
