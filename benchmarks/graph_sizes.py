@@ -53,14 +53,10 @@ _SHAPE: Final[Mapping[str, Any]] = {
 _EXPERTS: Final = {"num_experts": 32, "num_experts_per_tok": 4, "moe_intermediate_size": 768, "norm_topk_prob": True}
 #: What each family has beside that.
 FAMILIES: Final[Mapping[str, Mapping[str, Any]]] = {
-    "qwen2": {"architectures": ["Qwen2ForCausalLM"]},
-    "qwen3": {"architectures": ["Qwen3ForCausalLM"], "head_dim": 128},
-    "qwen2_moe": {
-        "architectures": ["Qwen2MoeForCausalLM"],
-        "shared_expert_intermediate_size": 1408,
-        **_EXPERTS,
-    },
-    "qwen3_moe": {"architectures": ["Qwen3MoeForCausalLM"], "head_dim": 128, **_EXPERTS},
+    "qwen2": {},
+    "qwen3": {"head_dim": 128},
+    "qwen2_moe": {"shared_expert_intermediate_size": 1408, **_EXPERTS},
+    "qwen3_moe": {"head_dim": 128, **_EXPERTS},
 }
 
 
@@ -108,10 +104,12 @@ def print_dense(families: Sequence[str]) -> None:
 
 def print_sparse(families: Sequence[str]) -> None:
     """Print the rows of `_WITH_EXPERTS`, and what layers have more whose experts do not add up to 1."""
-    for family, (kind, scheme) in itertools.product(families, KINDS.items()):
-        print(f'("{family}", "{kind}"): {fit(family, scheme, "cpu", {})},', flush=True)
-    usual, other = (fit(families[0], KINDS["symmetric"], "cpu", {"norm_topk_prob": norm}) for norm in (True, False))
-    print("_UNNORMALIZED", other[1] - usual[1])
+    rows = {}
+    for family, kind in itertools.product(families, KINDS):
+        rows[family, kind] = fit(family, KINDS[kind], "cpu", {})
+        print(f'("{family}", "{kind}"): {rows[family, kind]},', flush=True)
+    other = fit(families[0], KINDS["symmetric"], "cpu", {"norm_topk_prob": False})
+    print("_UNNORMALIZED", other[1] - rows[families[0], "symmetric"][1])
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -15,5 +16,5 @@ def test_the_table_has_the_rows_that_the_script_prints() -> None:
     done = subprocess.run([sys.executable, str(SCRIPT), "qwen2"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     expected = {key: row for key, row in _GRAPHS.items() if key[1] == "qwen2"}
-    printed = [line.replace(" ", "") for line in done.stdout.splitlines()]
-    assert printed == [f"{key}:{row},".replace("'", '"').replace(" ", "") for key, row in expected.items()]
+    printed = ast.literal_eval(f"{{{done.stdout}}}")
+    assert list(printed.items()) == list(expected.items())

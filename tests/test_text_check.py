@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -79,6 +80,15 @@ def test_a_process_finds_the_same_fault(directory, damage, words):
         pass
     assert str(beside.value) == str(alone.value)
     assert children() == []
+
+
+@pytest.mark.usefixtures("apart")
+def test_a_process_names_files_as_they_were_given(directory, monkeypatch):
+    cut_tokenizer(directory)
+    monkeypatch.chdir(directory.parent)
+    given = Path(directory.name)
+    with pytest.raises(CheckpointError, match=r"^checkpoint.tokenizer\.json is not valid"), text_checked(given, SIZE):
+        pass
 
 
 @pytest.mark.usefixtures("apart")

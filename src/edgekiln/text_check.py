@@ -56,7 +56,7 @@ def text_checked(directory: Path, vocab_size: int) -> Iterator[None]:
         yield
         return
     with tempfile.TemporaryDirectory(prefix="edgekiln-text-") as scratch:
-        log, request = Path(scratch) / "log", {"directory": str(directory.absolute()), "vocab_size": vocab_size}
+        log, request = Path(scratch) / "log", {"directory": str(directory), "vocab_size": vocab_size}
         with showing_log(log), started(__name__, "check", request, log=log) as child:
             try:
                 yield
